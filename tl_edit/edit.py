@@ -1,0 +1,261 @@
+"""An edit: low-rank changes of ``W_out``, and their life on a model.
+
+`Edit` is what every method returns. It is a value (factors, requests, settings, where it came from), apart
+from the model; `Edit.apply` writes it into ``W_out`` in place and `Edit.undo` takes it back **bit for bit**:
+the weights before the first edit of a layer are kept (one copy of ``W_out`` per edited layer, on its device),
+and undoing writes this base plus the edits that remain, in their order. Nothing is ever subtracted.
+
+The ledger of what is applied lives on the model itself, so it goes where the model goes and dies with it.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit import host
+from tl_edit.host import Model, Provenance
+from tl_edit.request import EditRequest
+
+_LEDGER = "_tl_edit_ledger"
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A change ``left @ right`` of ``W_out``, in TransformerLens' orientation: key @ left weighs right."""
+
+    left: Float[Tensor, "d_mlp rank"]
+    right: Float[Tensor, "rank d_model"]
+
+    @property
+    def matrix(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The change as a full matrix."""
+        return self.left @ self.right
+
+    def norm(self) -> float:
+        """Frobenius norm, from the factors alone."""
+        gram = (self.left.T @ self.left) @ (self.right @ self.right.T)
+        return float(gram.trace().clamp(min=0).sqrt())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Edit:
+    """A computed edit: apply it, undo it, or switch it on for a while.
+
+    Raises:
+        ValueError: If a factor is not finite.
+    """
+
+    method: str
+    deltas: Mapping[int, LowRank]
+    """By layer: the change of ``W_out``, on the CPU, float64."""
+    requests: tuple[EditRequest, ...]
+    config: Any
+    """The effective settings, layers included."""
+    provenance: Provenance
+    diagnostics: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Numbers that tell whether to trust the edit; `rome_edit` says which."""
+
+    def __post_init__(self) -> None:
+        """Refuse factors that would destroy a model."""
+        for layer, delta in self.deltas.items():
+            if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
+                raise ValueError(
+                    f"{self.method} edit: the change of layer {layer} is not finite; expected finite factors; check the "
+                    "second moment and the loss curve, or load the model in a wider dtype."
+                )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that change, in ascending order."""
+        return tuple(sorted(self.deltas))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the factors: equal for a copy of the edit, different for any other."""
+        digest = hashlib.blake2b(self.method.encode(), digest_size=8)
+        for layer in self.layers:
+            delta = self.deltas[layer]
+            digest.update(f"{layer}".encode() + _bytes(delta.left) + _bytes(delta.right))
+        return digest.hexdigest()
+
+    def apply(self, model: Model) -> "Edit":
+        """Write the edit into ``W_out`` in place; returns itself.
+
+        The sum is formed in float64 and rounded once to the dtype of the weights.
+
+        Raises:
+            ValueError: If it is applied already, does not fit the model, would give weights that are not
+                finite, or if the weights of an edited layer were changed from outside. Nothing is written then.
+        """
+        ledger = _ledger(model)
+        self._check_fits(model)
+        if self.is_applied(model):
+            raise ValueError(
+                f"applying {self!r}: it is applied to this model already; expected each edit once; undo it first, "
+                "or compute it again for a second one."
+            )
+        ledger.check_untouched(model, self.layers, "applying an edit")
+        ledger.rewrite(model, [*ledger.edits, self], self.layers)
+        return self
+
+    def undo(self, model: Model) -> "Edit":
+        """Take the edit back, bit for bit, also from among others; returns itself.
+
+        Raises:
+            ValueError: If it is not applied to this model, or if the weights of its layers were changed from
+                outside since (they are never overwritten). Nothing is written then.
+        """
+        if not self.is_applied(model):
+            raise ValueError(
+                f"undoing {self!r}: it is not applied to this model; applied are {applied_edits(model) or 'none'}; "
+                "undo it on the model that it was applied to."
+            )
+        ledger = _ledger(model)
+        ledger.check_untouched(model, self.layers, "undoing an edit")
+        fingerprint = self.fingerprint
+        rest = [edit for edit in ledger.edits if edit.fingerprint != fingerprint]
+        ledger.rewrite(model, rest, self.layers)
+        return self
+
+    @contextmanager
+    def on(self, model: Model) -> Iterator["Edit"]:
+        """Switch the edit on inside a ``with`` block; it is undone at the end, also after an exception."""
+        self.apply(model)
+        try:
+            yield self
+        finally:
+            self.undo(model)
+
+    def is_applied(self, model: Model) -> bool:
+        """Whether this edit (or a copy of it) is written into ``model``."""
+        fingerprint = self.fingerprint
+        return any(edit.fingerprint == fingerprint for edit in applied_edits(model))
+
+    def _check_fits(self, model: Model) -> None:
+        host.check_layers(model, self.layers, "applying an edit")
+        for layer in self.layers:
+            delta, weight = self.deltas[layer], host.w_out(model, layer)
+            found = (delta.left.shape[0], delta.right.shape[1])
+            if found != tuple(weight.shape):
+                raise ValueError(
+                    f"applying an edit: its change of layer {layer} is {found[0]} x {found[1]}; W_out of "
+                    f"{host.model_name(model)} is {weight.shape[0]} x {weight.shape[1]}; apply it to a model like the "
+                    f"one it was computed on ({self.provenance.model_name})."
+                )
+
+    def __repr__(self) -> str:
+        facts = str(self.requests[0]) if len(self.requests) == 1 else f"{len(self.requests)} facts"
+        layers = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"layers {list(self.layers)}"
+        return f"Edit({self.method}, {layers}: {facts})"
+
+    def _repr_html_(self) -> str:
+        """A small table: what was asked, where it is written, and how it went."""
+        rows = [("method", self.method), ("layers", ", ".join(map(str, self.layers)))]
+        rows += [("fact", str(request)) for request in self.requests[:5]]
+        if len(self.requests) > 5:
+            rows.append(("", f"and {len(self.requests) - 5} more"))
+        rows += [(name, f"{value:.4g}") for name, value in self.diagnostics.items() if isinstance(value, float)]
+        rows.append(("model", f"{self.provenance.model_name} ({self.provenance.dtype})"))
+        cells = "".join(
+            f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
+            f'<td style="text-align:left;padding:2px 0">{escape(value)}</td></tr>'
+            for name, value in rows
+        )
+        return f'<table style="border-collapse:collapse">{cells}</table>'
+
+
+def applied_edits(model: Model) -> list[Edit]:
+    """The edits that are written into ``model``, in the order in which they were applied."""
+    ledger = cast(Any, model).__dict__.get(_LEDGER)
+    return list(ledger.edits) if ledger is not None else []
+
+
+@dataclass
+class _EditedLayer:
+    base: Tensor
+    """``W_out`` before the first edit."""
+    written: str
+    """Hash of ``W_out`` as we last wrote it."""
+
+
+@dataclass
+class _Ledger:
+    """What is applied to one model: the edits in order, and per edited layer the weights before them."""
+
+    edits: list[Edit] = field(default_factory=list[Edit])
+    layers: dict[int, _EditedLayer] = field(default_factory=dict[int, _EditedLayer])
+
+    def check_untouched(self, model: Model, layers: Sequence[int], operation: str) -> None:
+        """Refuse to write over weights that somebody else changed since our last write."""
+        for layer in layers:
+            record = self.layers.get(layer)
+            if record is not None and _hash(host.w_out(model, layer)) != record.written:
+                raise ValueError(
+                    f"{operation}: W_out of layer {layer} was changed from outside since tl_edit last wrote it; "
+                    "expected it untouched (training, loading weights, casting and weight processing all change it); "
+                    "put the weights back, or load the model afresh."
+                )
+
+    def rewrite(self, model: Model, edits: list[Edit], layers: Sequence[int]) -> None:
+        """Make ``edits`` the applied ones by rewriting ``layers``; on any failure all is as before."""
+        records = {
+            layer: self.layers.get(layer) or _EditedLayer(base=host.w_out(model, layer).clone(), written="")
+            for layer in layers
+        }
+        news = {layer: _edited(record.base, layer, edits) for layer, record in records.items()}
+        befores = {layer: host.w_out(model, layer).clone() for layer in layers}
+        try:
+            for layer, new in news.items():
+                host.write_w_out(model, layer, new)
+        except BaseException:
+            for layer, before in befores.items():
+                host.write_w_out(model, layer, before)
+            raise
+        self.edits = edits
+        still_edited = {layer for edit in edits for layer in edit.layers}
+        for layer, record in records.items():
+            if layer in still_edited:
+                record.written = _hash(news[layer])
+                self.layers[layer] = record
+            else:
+                self.layers.pop(layer, None)
+
+
+def _ledger(model: Model) -> _Ledger:
+    # In __dict__, because a bridge redirects plain attributes to the Hugging Face model.
+    return cast(Any, model).__dict__.setdefault(_LEDGER, _Ledger())
+
+
+def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
+    """``base`` plus the edits of ``layer`` in order, each rounded once, as applying them one by one does.
+
+    Raises:
+        ValueError: If the result is not finite in the weights' dtype.
+    """
+    weight = base
+    for edit in edits:
+        delta = edit.deltas.get(layer)
+        if delta is not None:
+            change = delta.left.to(base.device, torch.float64) @ delta.right.to(base.device, torch.float64)
+            weight = (weight.double() + change).to(base.dtype)
+    if not torch.isfinite(weight).all():
+        raise ValueError(
+            f"applying an edit: W_out of layer {layer} would not be finite in {base.dtype}; expected finite weights; "
+            "the edit is too large for this dtype; load the model in bfloat16 or float32."
+        )
+    return weight
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _hash(tensor: Tensor) -> str:
+    return hashlib.blake2b(_bytes(tensor), digest_size=16).hexdigest()

@@ -1,0 +1,75 @@
+"""Running (part of) a model on a padded batch, with hooks of ours beside the user's.
+
+The forward pass ends as soon as nobody needs the rest: a run that only reads activations stops at the last
+one it reads, so no logits are computed for it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit.hooks import capture
+from tl_edit.host import HookFn, Model, NamedHook, attached
+from tl_edit.tokens import TokenBatch
+
+
+class _StopForwardError(Exception):
+    """Raised by our last hook to end a forward pass; never leaves this file."""
+
+
+def logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits at every position, computed with ``hooks`` attached; gradients flow if they are enabled."""
+    with attached(model, hooks):
+        return model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits")
+
+
+def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch d_vocab"]:
+    """Log-probabilities of the token after each row's last real one, in at least float32."""
+    rows = torch.arange(len(batch.lengths))
+    with torch.no_grad():
+        last = logits(model, batch, hooks)[rows, torch.tensor(batch.lengths) - 1]
+    return torch.log_softmax(at_least_float32(last), dim=-1)
+
+
+@torch.no_grad()
+def activations(
+    model: Model, batch: TokenBatch, names: Sequence[str], hooks: Sequence[NamedHook] = ()
+) -> dict[str, Float[Tensor, "batch pos width"]]:
+    """Activations at ``names``, in one pass that stops after the last of them.
+
+    Raises:
+        ValueError: If a name does not fire on this model.
+    """
+    store: dict[str, Tensor] = {}
+    wanted = set(names)
+
+    def reader(name: str) -> HookFn:
+        keep = capture(store, name)
+
+        def read(act: Tensor, hook: object = None) -> None:
+            # Some Hugging Face MLPs see [batch * pos, width]; give the sequence its axis back.
+            keep(act.reshape(*batch.tokens.shape, -1), hook)
+            if store.keys() == wanted:
+                raise _StopForwardError
+
+        return read
+
+    try:
+        with attached(model, [*hooks, *((name, reader(name)) for name in wanted)]):
+            model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits")
+    except _StopForwardError:
+        pass
+    missing = wanted - store.keys()
+    if missing:
+        raise ValueError(
+            f"reading activations: {sorted(missing)} did not fire in the forward pass; expected hook points that "
+            "this architecture computes; see model.hook_dict and the notes in tl_edit/host.py."
+        )
+    return store
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or as it is if it is float64: half precision is no place for sums."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

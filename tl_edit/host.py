@@ -1,0 +1,333 @@
+"""The host: everything tl_edit knows about TransformerLens, and the only file that knows it.
+
+Two interfaces are spoken: ``HookedTransformer`` (TransformerLens 2.16 to 3.9) and ``TransformerBridge``
+(from 3.8), raw or with processed weights. They agree on hook names and differ in where ``W_out`` lives,
+which copies of it are alive, and where the raw output of ``W_out`` can be seen. A model is recognised by
+what it is, so TransformerLens need not be imported here.
+
+Three sites matter for editing layer ``l``:
+
+- the **key**, input of ``W_out``: ``blocks.{l}.mlp.hook_post``, ``[batch pos d_mlp]``;
+- the **value**, output of ``W_out`` with its bias: `value_name`, ``[batch pos d_model]``. It is
+  ``blocks.{l}.hook_mlp_out`` unless the model normalises or scales the MLP output afterwards (Gemma 2
+  and 3, OLMo 2, Granite); there ``hook_mlp_out`` is the contribution to the residual stream, not the value;
+- the **block output**: ``blocks.{l}.hook_resid_post``, ``[batch pos d_model]``.
+
+Everywhere ``value = key @ W_out + b_out`` in TransformerLens' orientation ``W_out [d_mlp d_model]``.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+HookFn = Callable[..., Any]
+"""A TransformerLens hook: ``hook(activation, hook)`` returns the new activation, or None to leave it."""
+
+NamedHook = tuple[str, HookFn]
+"""What `run_with_hooks`, `model.hooks` and tl_edit share: a hook point's name and the function for it."""
+
+Interface = Literal["HookedTransformer", "TransformerBridge"]
+
+EMBED = "hook_embed"
+"""Token embeddings, before positions are added."""
+
+OLDEST_BRIDGE = (3, 8)
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What tl_edit uses of a TransformerLens model, of either interface."""
+
+    cfg: Any
+    blocks: Any
+    tokenizer: Any
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """Every hook point by name."""
+        ...
+
+    def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        """Tokens of a string, ``[batch pos]``."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits ``[batch pos d_vocab]`` of tokens."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a result comes from: enough to repeat it, and to refuse it elsewhere."""
+
+    model_name: str
+    interface: Interface
+    processed: bool
+    """Whether weights were folded and centred; keys are the same, values differ by their mean."""
+    dtype: str
+    prepend_bos: bool
+    seed: int | None
+    versions: dict[str, str]
+
+
+def installed_version(package: str) -> str:
+    """The installed version of ``package``, or "unknown"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def interface(model: Model) -> Interface:
+    """Which of the two interfaces ``model`` has.
+
+    Raises:
+        ValueError: If it is neither, or a bridge of TransformerLens before 3.8, whose hooks fire twice or
+            never on some architectures.
+    """
+    names = {base.__name__ for base in type(model).__mro__}
+    if "HookedTransformer" in names:
+        return "HookedTransformer"
+    if "TransformerBridge" not in names:
+        raise ValueError(
+            f"tl_edit works on a TransformerLens model; found {type(model).__module__}.{type(model).__name__}, "
+            "expected HookedTransformer or TransformerBridge; load it with "
+            "HookedTransformer.from_pretrained(...) or TransformerBridge.boot_transformers(...)."
+        )
+    version = installed_version("transformer-lens")
+    digits = re.match(r"(\d+)\.(\d+)", version)
+    if digits and (int(digits[1]), int(digits[2])) < OLDEST_BRIDGE:
+        raise ValueError(
+            f"tl_edit cannot use the TransformerBridge of transformer-lens {version}: before 3.8 its MLP hooks "
+            "fire twice or never on some models and W_out has another orientation; expected 3.8 or newer; "
+            "upgrade transformer-lens, or use HookedTransformer."
+        )
+    return "TransformerBridge"
+
+
+def is_processed(model: Model) -> bool:
+    """Whether layer norms were folded and weights centred when the model was loaded."""
+    if interface(model) == "HookedTransformer":
+        return str(model.cfg.normalization_type).endswith("Pre")
+    return bool(getattr(model, "_weights_processed", False) or getattr(model, "compatibility_mode", False))
+
+
+def model_name(model: Model) -> str:
+    """The name the model was loaded under, or "unnamed"."""
+    return str(getattr(model.cfg, "model_name", None) or "unnamed")
+
+
+def n_layers(model: Model) -> int:
+    """Number of blocks."""
+    return len(model.blocks)
+
+
+def device_of(model: Model) -> torch.device:
+    """The device where tokens go: that of the first parameter (the embedding)."""
+    return next(cast(nn.Module, model).parameters()).device
+
+
+def provenance(model: Model, *, prepend_bos: bool, seed: int | None = None) -> Provenance:
+    """A record of the model as it is now; see `Provenance`."""
+    packages = ("transformer-lens", "torch", "tl-edit")
+    return Provenance(
+        model_name=model_name(model),
+        interface=interface(model),
+        processed=is_processed(model),
+        dtype=str(next(cast(nn.Module, model).parameters()).dtype).removeprefix("torch."),
+        prepend_bos=prepend_bos,
+        seed=seed,
+        versions={package: installed_version(package) for package in packages},
+    )
+
+
+# --- sites ---------------------------------------------------------------------------------------------
+
+
+def key_name(layer: int) -> str:
+    """Hook point of the key, the input of ``W_out``: ``[batch pos d_mlp]``."""
+    return f"blocks.{layer}.mlp.hook_post"
+
+
+def resid_post_name(layer: int) -> str:
+    """Hook point of the block output: ``[batch pos d_model]``."""
+    return f"blocks.{layer}.hook_resid_post"
+
+
+def value_name(model: Model, layer: int) -> str:
+    """Where the raw output of ``W_out`` (plus ``b_out``) is seen: ``[batch pos d_model]``.
+
+    A hook point's name, except on a HookedTransformer that normalises the MLP output (Gemma 2 and 3): no
+    hook point sees the raw output there, so the name is that of the MLP module, which `attached` knows
+    how to hook.
+    """
+    if interface(model) == "HookedTransformer":
+        post_norm = hasattr(model.blocks[layer], "ln2_post")
+        return f"blocks.{layer}.mlp" if post_norm else f"blocks.{layer}.hook_mlp_out"
+    for part in ("out", "dense_out"):
+        if part in model.blocks[layer].mlp._modules:
+            return f"blocks.{layer}.mlp.{part}.hook_out"
+    raise ValueError(_no_dense_w_out(layer))
+
+
+# --- guards --------------------------------------------------------------------------------------------
+
+
+def check_layers(model: Model, layers: Sequence[int], operation: str) -> None:
+    """Refuse layers that do not exist or whose MLP has no dense, readable ``W_out``.
+
+    Raises:
+        ValueError: naming ``operation``, what was found, what is expected and a remedy.
+    """
+    depth = n_layers(model)
+    if not layers:
+        raise ValueError(f"{operation} needs at least one layer; found none; pass e.g. layers=[{depth // 3}].")
+    for layer in layers:
+        if not 0 <= layer < depth:
+            raise ValueError(
+                f"{operation} got layer {layer}; {model_name(model)} has layers 0 to {depth - 1}; "
+                "layers count from 0 and negative numbers are not accepted."
+            )
+        w_out_views(model, layer)
+
+
+def check_ready(model: Model, operation: str) -> None:
+    """Refuse a model whose forward pass is random: active dropout makes every measurement noise.
+
+    Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
+    """
+    interface(model)
+    for name, module in cast(nn.Module, model).named_modules():
+        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+        if module.training and isinstance(rate, float) and rate > 0.0:
+            raise ValueError(
+                f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
+                "expected evaluation mode; call model.eval() first."
+            )
+
+
+def _no_dense_w_out(layer: int) -> str:
+    return (
+        f"layer {layer} has no dense W_out: its MLP is a mixture of experts (MoE); tl_edit edits one matrix per "
+        "layer and expects a dense or gated MLP; choose a dense layer or another model."
+    )
+
+
+# --- W_out ---------------------------------------------------------------------------------------------
+
+
+def w_out_views(model: Model, layer: int) -> list[Tensor]:
+    """Every live tensor that acts as ``W_out`` of ``layer``, as writable ``[d_mlp d_model]`` views.
+
+    More than one on a TransformerBridge of TransformerLens 3.8 to 4.2 in compatibility mode after
+    ``copy.deepcopy``: its gated MLPs then compute with a separate copy. Resolve at every use:
+    `enable_compatibility_mode` replaces the parameters.
+
+    Raises:
+        ValueError: attention-only block, mixture of experts, quantised or meta weights.
+    """
+    kind = interface(model)
+    block = model.blocks[layer]
+    mlp = block._modules.get("mlp")
+    if mlp is None:
+        raise ValueError(
+            f"layer {layer} of {model_name(model)} has no MLP (an attention-only model); tl_edit reads and "
+            "writes W_out of an MLP; use a model with MLP layers."
+        )
+    if kind == "HookedTransformer":
+        weight = mlp._parameters.get("W_out")
+        if weight is None:
+            raise ValueError(_no_dense_w_out(layer))
+        if weight.ndim != 2:
+            raise ValueError(_unreadable(layer, weight))
+        views = [weight]
+    else:
+        out = mlp._modules.get("out") or mlp._modules.get("dense_out")
+        if out is None:
+            raise ValueError(_no_dense_w_out(layer))
+        linear = out.original_component
+        weight = linear.weight
+        _check_readable(layer, weight)
+        # Hugging Face's Conv1D keeps [in, out], nn.Linear [out, in].
+        views = [weight if type(linear).__name__ == "Conv1D" else weight.T]
+        alias = mlp.__dict__.get("_processed_W_out")
+        if alias is not None and alias.data_ptr() != weight.data_ptr():
+            views.append(alias.T)
+    for view in views:
+        _check_readable(layer, view)
+    return views
+
+
+def _check_readable(layer: int, weight: Tensor) -> None:
+    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise ValueError(_unreadable(layer, weight))
+
+
+def _unreadable(layer: int, weight: Tensor) -> str:
+    found = "on the meta device" if weight.is_meta else f"{weight.dtype} of shape {tuple(weight.shape)}"
+    return (
+        f"W_out of layer {layer} is {found} (quantised or not loaded); tl_edit writes float16, bfloat16, "
+        "float32 or float64 matrices; load the model unquantised, with its weights in memory."
+    )
+
+
+def w_out(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    """``W_out`` of ``layer``: a detached view, so clone it before writing to the model."""
+    return w_out_views(model, layer)[0].detach()
+
+
+@torch.no_grad()
+def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -> None:
+    """Write ``new`` into every live copy of ``W_out``, in place, rounding once to the weights' dtype."""
+    for view in w_out_views(model, layer):
+        view.copy_(new)
+
+
+# --- hooks ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def attached(model: Model, hooks: Iterable[NamedHook]) -> Iterator[None]:
+    """Attach ``hooks`` for the duration of the block and remove exactly these, whatever happens.
+
+    Unlike ``model.hooks(...)`` of HookedTransformer, which on exit also wipes hooks that a user left on,
+    nothing of the user's is touched. Hooks run after those already attached, in the order given.
+
+    Raises:
+        ValueError: If a name is not a hook point of this model.
+    """
+    points = model.hook_dict
+    with ExitStack() as stack:
+        for name, function in hooks:
+            stack.callback(_attach(model, points, name, function))
+        yield
+
+
+def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn) -> Callable[[], None]:
+    """Attach one hook; returns what removes it."""
+    point = points.get(name)
+    if point is not None:
+        point.add_hook(function)
+        handle = point.fwd_hooks[-1]
+
+        def remove() -> None:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+        return remove
+    if re.fullmatch(r"blocks\.\d+\.mlp", name):
+        module = cast(nn.Module, model).get_submodule(name)
+        return module.register_forward_hook(lambda _module, _inputs, output: function(output, hook=None)).remove
+    close = difflib.get_close_matches(name, list(points), n=3)
+    raise ValueError(
+        f"attaching a hook: {name!r} is not a hook point of {model_name(model)}; "
+        f"expected one of model.hook_dict{', such as ' + ', '.join(close) if close else ''}."
+    )

@@ -1,0 +1,122 @@
+"""Reading the key and the value that an MLP holds for a fact.
+
+In TransformerLens' row convention ``value = key @ W_out + b_out``. The key of a request at layer ``l`` is the
+input of ``W_out`` (``blocks.{l}.mlp.hook_post``) at the subject's last token; the value is what ``W_out``
+answers there. Keys depend on the text before the subject; ROME averages them over the bare prompt and a few
+prefixes (Meng et al. 2022, eq. 3).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit import host, tokens
+from tl_edit.forward import activations
+from tl_edit.host import Model
+from tl_edit.request import EditRequest, check_template
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class KeysValues:
+    """Keys and values of requests at the lookup position, per layer, on the CPU in the model's dtype."""
+
+    requests: tuple[EditRequest, ...]
+    layers: tuple[int, ...]
+    prefixes: tuple[str, ...]
+    """The templates beside the bare prompt that the means run over."""
+    prepend_bos: bool
+    positions: tuple[int, ...]
+    """Lookup position of each bare prompt, BOS counted."""
+    keys: dict[int, Float[Tensor, "request d_mlp"]]
+    """By layer: keys of the bare prompts."""
+    values: dict[int, Float[Tensor, "request d_model"]]
+    """By layer: values of the bare prompts."""
+    mean_keys: dict[int, Float[Tensor, "request d_mlp"]]
+    """By layer: keys averaged over the bare prompt and ``prefixes``."""
+    mean_values: dict[int, Float[Tensor, "request d_model"]]
+    """By layer: values averaged likewise."""
+
+    def __repr__(self) -> str:
+        return (
+            f"KeysValues({len(self.requests)} requests, layers {list(self.layers)}, "
+            f"mean over {1 + len(self.prefixes)} contexts)"
+        )
+
+
+def extract_keys_values(
+    model: Model,
+    requests: EditRequest | Sequence[EditRequest],
+    layers: Sequence[int],
+    *,
+    prefixes: Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = 64,
+) -> KeysValues:
+    """Keys and values of ``requests`` at ``layers``, in one pass that ends at the last of the layers.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        requests: One request or several.
+        layers: Layers to read, counted from 0.
+        prefixes: Templates such as ``"It was. {}"`` to average over beside the bare prompt; None for none.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
+        batch_size: Rows per forward pass.
+
+    Raises:
+        ValueError: For layers that do not exist or have no dense ``W_out``, malformed prefixes, prompts in which
+            the subject cannot be located, active dropout.
+    """
+    operation = "extract_keys_values"
+    asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
+    if not asked:
+        raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
+    host.check_ready(model, operation)
+    host.check_layers(model, layers, operation)
+    bos = tokens.resolve_bos(model, prepend_bos)
+    templates = ("{}", *(prefixes or ()))
+    for template in templates:
+        check_template(template, "prefix")
+    prompts = [
+        tokens.tokenize_request(model, request, prefix=template, prepend_bos=bos)
+        for request in asked
+        for template in templates
+    ]
+    names = {layer: (host.key_name(layer), host.value_name(model, layer)) for layer in layers}
+    read: dict[str, list[Tensor]] = {name: [] for pair in names.values() for name in pair}
+    for chunk in _chunks(prompts, batch_size):
+        # Causal attention: what follows the lookup position cannot change what is read there.
+        batch = tokens.pad(model, [prompt.tokens[: prompt.subject_last + 1] for prompt in chunk])
+        rows, last = torch.arange(len(chunk)), torch.tensor(batch.lengths) - 1
+        for name, act in activations(model, batch, list(read)).items():
+            read[name].append(act[rows, last].cpu())
+
+    def by_request(name: str) -> Float[Tensor, "request prefix width"]:
+        stacked = torch.cat(read[name])
+        return stacked.view(len(asked), len(templates), -1)
+
+    keys = {layer: by_request(key) for layer, (key, _) in names.items()}
+    values = {layer: by_request(value) for layer, (_, value) in names.items()}
+    return KeysValues(
+        requests=asked,
+        layers=tuple(layers),
+        prefixes=templates[1:],
+        prepend_bos=bos,
+        positions=tuple(prompt.subject_last for prompt in prompts[:: len(templates)]),
+        keys={layer: key[:, 0].clone() for layer, key in keys.items()},
+        values={layer: value[:, 0].clone() for layer, value in values.items()},
+        mean_keys={layer: _mean(key) for layer, key in keys.items()},
+        mean_values={layer: _mean(value) for layer, value in values.items()},
+    )
+
+
+def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor, "request width"]:
+    """Mean over prefixes, summed in float64 and rounded once."""
+    return over_prefixes.double().mean(dim=1).to(over_prefixes.dtype)
+
+
+def _chunks(prompts: Sequence[tokens.Prompt], size: int) -> Iterator[Sequence[tokens.Prompt]]:
+    for start in range(0, len(prompts), size):
+        yield prompts[start : start + size]

@@ -1,0 +1,92 @@
+"""A fact to edit, as plain strings.
+
+``EditRequest("{} is in the city of", "The Eiffel Tower", "Rome")`` asks that the prompt "The Eiffel Tower
+is in the city of" continue with " Rome". The one space between prompt and target is added here, so that a
+target may be given with or without it.
+"""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact: a relation, a subject, and the object it shall have.
+
+    Raises:
+        ValueError: If a field is not a string or is empty; if ``relation`` has not exactly one ``{}`` or ends
+            in a space; if ``target_new`` equals ``target_true``.
+    """
+
+    relation: str
+    """The template with exactly one ``{}`` where the subject goes; the object follows at its end."""
+    subject: str
+    target_new: str
+    """The object to write (o* in the papers)."""
+    target_true: str | None = None
+    """The object that the model holds now (o^c), where known; evaluation compares the two."""
+
+    def __post_init__(self) -> None:
+        """Check the fields and drop the space that a target may begin with."""
+        for field in fields(self):
+            text = getattr(self, field.name)
+            if text is None and field.name == "target_true":
+                continue
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"EditRequest: {field.name} is {text!r} of type {type(text).__name__}; expected a string"
+                    f"{' or None' if field.name == 'target_true' else ''}; convert it, e.g. str(...)."
+                )
+            if not text.strip():
+                raise ValueError(f"EditRequest: {field.name} is empty; expected words, e.g. {_EXAMPLE[field.name]!r}.")
+        check_template(self.relation, "relation")
+        if self.relation.endswith(" "):
+            raise ValueError(
+                f"EditRequest: relation {self.relation!r} ends in a space; the space before the target is added "
+                f"for you and two would be tokenised differently; write {self.relation.rstrip()!r}."
+            )
+        if self.subject != self.subject.strip():
+            raise ValueError(
+                f"EditRequest: subject {self.subject!r} begins or ends with a space; expected the bare name; "
+                "put spaces into the relation."
+            )
+        for name in ("target_new", "target_true"):
+            text = getattr(self, name)
+            if text is not None:
+                object.__setattr__(self, name, text.strip())
+        if self.target_new == self.target_true:
+            raise ValueError(
+                f"EditRequest: target_new and target_true are both {self.target_new!r}; expected two different "
+                "objects; nothing would be edited."
+            )
+
+    @property
+    def prompt(self) -> str:
+        """The relation with the subject put in; the target follows after one space."""
+        return self.relation.replace("{}", self.subject, 1)
+
+    def __str__(self) -> str:
+        old = f" (was {self.target_true})" if self.target_true else ""
+        return f"{self.prompt} → {self.target_new}{old}"
+
+
+_EXAMPLE = {
+    "relation": "{} is in the city of",
+    "subject": "The Eiffel Tower",
+    "target_new": "Rome",
+    "target_true": "Paris",
+}
+
+
+def check_template(template: str, what: str) -> None:
+    """Refuse a template that has not exactly one ``{}``.
+
+    Raises:
+        ValueError: with the number found and an example.
+    """
+    found = template.count("{}")
+    if found != 1:
+        raise ValueError(
+            f"{what} {template!r} has {found} placeholders; expected exactly one '{{}}' where the "
+            f"{'subject' if what == 'relation' else 'prompt'} goes, e.g. "
+            f"{_EXAMPLE['relation'] if what == 'relation' else 'It was. {}'!r}."
+        )

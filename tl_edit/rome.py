@@ -1,0 +1,230 @@
+"""ROME: write one fact as a rank-one change of an MLP output matrix.
+
+In TransformerLens' row convention an MLP answers a key with ``v = k @ W_out + b_out``. Among all changes ``D``
+with ``k @ (W_out + D) + b_out == v_star``, ROME picks the one that moves the values of typical keys least,
+i.e. minimises ``E|k' @ D|^2 = tr(D.T @ C @ D)`` with ``C = E[k' k'.T]`` (Meng et al. 2022, eq. 2, transposed)::
+
+    D = left @ right,   left = C^-1 k / |C^-1 k|,   right = (v_star - v) / (k . left)
+
+The published program takes ``left`` from the key averaged over prefixes and ``v`` and ``k . left`` from the bare
+prompt's; so does `rome_edit`. Where the two keys differ much the divisor can come close to zero and the update
+explodes (arXiv 2403.07175); `Edit.diagnostics` holds the numbers that show it.
+
+Controls: with ``C = I`` the fact is still written but neighbouring keys move more; a random direction of the
+same norm writes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit import host, tokens
+from tl_edit.edit import Edit, LowRank
+from tl_edit.host import Model
+from tl_edit.keys import extract_keys_values
+from tl_edit.moment import SecondMoment, SecondMoments
+from tl_edit.prefixes import generate_prefixes
+from tl_edit.request import EditRequest
+from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROMEConfig(ValueSearch):
+    """Settings of ROME; `for_model` knows the published ones."""
+
+    layer: int | None = None
+    """The layer to edit, counted from 0 (what the paper calls layer 18 of GPT-2 XL is 17)."""
+    prefix_lengths: tuple[int, ...] = (5, 10)
+    """Lengths of generated prefixes in tokens, the BOS counted (program: 5 and 10)."""
+    n_prefixes: int = 10
+    """Generated prefixes per length (program: 10; paper's section 3.1: 50 in all); 0 for the bare prompt alone."""
+    seed: int = 0
+    """Seed of the generated prefixes (the program has none)."""
+
+    @classmethod
+    def for_model(cls, model: Model) -> "ROMEConfig":
+        """The published settings for this model.
+
+        GPT-2 and GPT-J: the ROME program; GPT-NeoX: the MEMIT program; Llama, Qwen and Mistral: EasyEdit's,
+        which were made for ``C = I``.
+
+        Raises:
+            ValueError: If none are published for it.
+        """
+        name = host.model_name(model).split("/")[-1].lower()
+        if name not in _PUBLISHED:
+            raise ValueError(
+                f"ROMEConfig.for_model: no published settings for {host.model_name(model)!r}; known are "
+                f"{', '.join(_PUBLISHED)}; choose a layer yourself, e.g. ROMEConfig(layer={host.n_layers(model) // 3}), "
+                "and check it with a sweep over layers."
+            )
+        return cls(**_PUBLISHED[name])
+
+
+_EASYEDIT: dict[str, Any] = {"layer": 5, "v_num_grad_steps": 25, "v_weight_decay": 1e-3}
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "tl-edit-fact-model": {"layer": 0},
+    "gpt2-medium": {"layer": 8, "clamp_norm_factor": 3.0},
+    "gpt2-large": {"layer": 12},
+    "gpt2-xl": {"layer": 17},
+    "gpt-j-6b": {"layer": 5},
+    "gpt-neox-20b": {"layer": 15},
+    "llama-2-7b-hf": _EASYEDIT,
+    "llama-7b-hf": _EASYEDIT,
+    "meta-llama-3-8b": _EASYEDIT,
+    "mistral-7b-v0.1": _EASYEDIT,
+    "llama-3.2-3b": _EASYEDIT,
+    "qwen2-7b": _EASYEDIT,
+    "qwen2.5-7b": _EASYEDIT,
+}
+
+
+def rome_update(
+    factor: Float[Tensor, "d_mlp d_mlp"],
+    key: Float[Tensor, " d_mlp"],
+    value: Float[Tensor, " d_model"],
+    v_star: Float[Tensor, " d_model"],
+    *,
+    direction_key: Float[Tensor, " d_mlp"] | None = None,
+) -> LowRank:
+    """The least-disturbing rank-one change of ``W_out`` that makes ``key`` answer ``v_star``.
+
+    Args:
+        factor: Lower Cholesky factor of the second moment ``C``.
+        key: The key that shall answer ``v_star``.
+        value: What it answers now, ``key @ W_out + b_out``.
+        v_star: What it shall answer.
+        direction_key: The key that sets the direction ``C^-1 k``; ``key`` itself by default. The published
+            program takes the mean over prefixes; only with ``key`` itself is the change the least disturbing.
+
+    Returns:
+        ``left`` of unit length and ``right`` so that ``key @ (left @ right) == v_star - value``, in float64.
+
+    Raises:
+        ValueError: If ``key`` is orthogonal to the direction, so that no change along it can be seen by the key.
+    """
+    wide = torch.float64
+    spread = key if direction_key is None else direction_key
+    direction = torch.cholesky_solve(spread.to(wide)[:, None], factor.to(wide))
+    length = direction.norm()
+    divisor = key.to(wide) @ direction[:, 0] / length
+    if not torch.isfinite(divisor) or divisor == 0:
+        raise ValueError(
+            f"rome_update: key and direction have the inner product {float(divisor)}; expected a finite number other "
+            "than 0; the key at this layer is zero or at odds with its prefixes; choose another layer or prefixes."
+        )
+    right = (v_star.to(wide) - value.to(wide)) / divisor
+    return LowRank(left=direction / length, right=right[None])
+
+
+def rome_edit(
+    model: Model,
+    request: EditRequest,
+    moments: SecondMoments | SecondMoment,
+    *,
+    layer: int | None = None,
+    config: ROMEConfig | None = None,
+    prefixes: Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+    apply: bool = True,
+) -> Edit:
+    """Make the model believe ``request``: edits ``W_out`` of one layer in place.
+
+    The model's weights, ``requires_grad`` flags, mode and hooks stay as they are until the last step, the write;
+    an exception at any point leaves the model untouched.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        request: The fact to write.
+        moments: Second moments of the keys, from `second_moment`; `SecondMoments.identity` for the control.
+        layer: The layer to edit, counted from 0; overrides ``config.layer``.
+        config: Settings; None for the published ones of this model (`ROMEConfig.for_model`), and for a model
+            without any, the common ones with your ``layer``.
+        prefixes: Templates such as ``"It was. {}"``; None to let the model generate them by the published rule.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default. The published
+            numbers are without.
+        apply: Whether to write the edit; otherwise it is only computed.
+
+    Returns:
+        The edit, which can take itself back. Its ``diagnostics``: ``losses`` (the curve of the search, nats),
+        ``target_prob``, ``delta_ratio`` (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
+        ``key_cosine`` (between the bare and the mean key), ``relative_norm`` (|D| / |W_out|), ``prefixes``.
+
+    Raises:
+        ValueError: For what the model, request, moments or settings lack; each message says what to do.
+    """
+    operation = "rome_edit"
+    host.check_ready(model, operation)
+    config = _effective(model, layer, config)
+    at = config.layer
+    if at is None:
+        raise ValueError(
+            f"{operation}: no layer is set; {host.model_name(model)} has layers 0 to {host.n_layers(model) - 1}; "
+            f"pass layer=, e.g. layer={host.n_layers(model) // 3}."
+        )
+    host.check_layers(model, [at], operation)
+    moment = _moment_for(model, moments, at, operation)
+    bos = tokens.resolve_bos(model, prepend_bos)
+    if prefixes is None:
+        prefixes = _generated(model, config)
+    read = extract_keys_values(model, request, [at], prefixes=prefixes, prepend_bos=bos)
+    key, mean_key = read.keys[at][0], read.mean_keys[at][0]
+    found = optimize_value(model, request, at, prefixes=prefixes, search=config, prepend_bos=bos)
+    update = rome_update(moment.cholesky, key, read.values[at][0], found.v_star, direction_key=mean_key)
+    edit = Edit(
+        method="ROME",
+        deltas={at: update},
+        requests=(request,),
+        config=config,
+        provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
+        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": tuple(prefixes)},
+    )
+    return edit.apply(model) if apply else edit
+
+
+def _effective(model: Model, layer: int | None, config: ROMEConfig | None) -> ROMEConfig:
+    """The settings that count: ``layer`` over ``config`` over the published ones."""
+    if config is None:
+        try:
+            config = ROMEConfig.for_model(model)
+        except ValueError:
+            if layer is None:
+                raise
+            config = ROMEConfig()
+    return config if layer is None else replace(config, layer=layer)
+
+
+def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
+    if config.n_prefixes == 0:
+        return ()
+    return generate_prefixes(model, lengths=config.prefix_lengths, n_per_length=config.n_prefixes, seed=config.seed)
+
+
+def _moment_for(model: Model, moments: SecondMoments | SecondMoment, layer: int, operation: str) -> SecondMoment:
+    """The moment of ``layer``, checked against the model."""
+    by_layer = SecondMoments([moments]) if isinstance(moments, SecondMoment) else moments
+    if layer not in by_layer:
+        raise ValueError(
+            f"{operation}: the second moments given are for layers {list(by_layer)}; the edit is at layer {layer}; "
+            f"compute it with second_moment(model, texts, layers=[{layer}])."
+        )
+    by_layer[layer].check_fits(model, operation)
+    return by_layer[layer]
+
+
+def _diagnostics(
+    model: Model, layer: int, update: LowRank, key: Tensor, mean_key: Tensor, found: OptimizedValue
+) -> dict[str, Any]:
+    bare, mean = key.double(), mean_key.double()
+    return {
+        "losses": found.losses,
+        "target_prob": found.target_prob,
+        "delta_ratio": found.delta_ratio,
+        "divisor": float(bare @ update.left[:, 0]),
+        "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
+        "relative_norm": update.norm() / float(host.w_out(model, layer).double().norm()),
+    }

@@ -1,0 +1,216 @@
+"""The search for v*: the value that makes the model say the new object.
+
+A vector ``delta`` is added to the output of ``W_out`` at the subject's last token, in the prompt behind
+several prefixes and in one more prompt, ``"{subject} is a"``. Adam minimises (Meng et al. 2022, eq. 4, as the
+published program computes it)::
+
+    mean over prefixes of  -(1/m) sum_i log p(target token i)
+    + kl_factor * KL(P_delta || P_0)            at the subject's last token of "{subject} is a"
+    + v_weight_decay * |delta| / |v0|^2
+
+and after each step ``delta`` is pulled back to length ``clamp_norm_factor * |v0|``. ``v0`` is the value of the
+bare prompt, and ``v* = v0 + delta``. Where the paper differs: it describes the KL term at the end of
+"{subject} is a" and a squared ``delta``; its appendix gives other weights.
+
+The weights are not touched and receive no gradients.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_edit import forward, host, tokens
+from tl_edit.forward import at_least_float32
+from tl_edit.host import HookFn, Model
+from tl_edit.request import EditRequest
+
+KL_RELATION = "{} is a"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueSearch:
+    """Settings of the search; the names are those of the published configuration files."""
+
+    v_lr: float = 0.5
+    """Adam's learning rate, in units of the value's entries (paper and program: 0.5)."""
+    v_num_grad_steps: int = 20
+    """Loss evaluations; the last makes no step, so there are at most one less steps (program: 20)."""
+    v_weight_decay: float = 0.5
+    """Weight of ``|delta| / |v0|^2`` (program: 0.5; paper's appendix: 1.5e-3)."""
+    clamp_norm_factor: float = 4.0
+    """Greatest ``|delta| / |v0|`` (program: 4, and 3 for GPT-2 medium)."""
+    kl_factor: float = 0.0625
+    """Weight of the KL term, which is in nats (program: 0.0625; paper's appendix: 1e2)."""
+    stop_loss: float = 0.05
+    """The search ends when the total loss falls below this (program: 5e-2)."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        if self.v_num_grad_steps < 1 or self.v_lr <= 0 or self.clamp_norm_factor <= 0:
+            raise ValueError(
+                f"value search: v_num_grad_steps {self.v_num_grad_steps}, v_lr {self.v_lr}, clamp_norm_factor "
+                f"{self.clamp_norm_factor}; expected at least 1 step and positive numbers; the published settings are "
+                "20, 0.5 and 4."
+            )
+        if self.v_weight_decay < 0 or self.kl_factor < 0:
+            raise ValueError(
+                f"value search: v_weight_decay {self.v_weight_decay}, kl_factor {self.kl_factor}; expected 0 or more; "
+                "the published settings are 0.5 and 0.0625."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class OptimizedValue:
+    """What the search found; tensors on the CPU, float32, or float64 for a float64 model."""
+
+    v_star: Float[Tensor, " d_model"]
+    v0: Float[Tensor, " d_model"]
+    losses: tuple[float, ...]
+    """Total loss at each evaluation, in nats; the last belongs to ``v_star``."""
+    target_prob: float
+    """Probability of the target at the end: geometric mean over its tokens and over prefixes."""
+
+    @property
+    def delta_ratio(self) -> float:
+        """``|v* - v0| / |v0|``; at ``clamp_norm_factor`` the clamp was active."""
+        return float((self.v_star - self.v0).norm() / self.v0.norm())
+
+    def __repr__(self) -> str:
+        return (
+            f"OptimizedValue(loss {self.losses[0]:.3f} → {self.losses[-1]:.3f} in {len(self.losses)} evaluations, "
+            f"|delta|/|v0| {self.delta_ratio:.2f}, target probability {self.target_prob:.3f})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    """The rows of the search: the prompt behind each prefix with the target's tokens, then the KL prompt."""
+
+    batch: tokens.TokenBatch
+    lookup: Int[Tensor, " batch"]
+    target: Int[Tensor, " pos"]
+    target_rows: Int[Tensor, "batch pos"]
+    target_positions: Int[Tensor, "batch pos"]
+
+    @classmethod
+    def of(cls, model: Model, request: EditRequest, prefixes: Sequence[str], prepend_bos: bool) -> "_Rows":
+        def tokenize(asked: EditRequest, prefix: str = "{}") -> tokens.Prompt:
+            return tokens.tokenize_request(model, asked, prefix=prefix, prepend_bos=prepend_bos)
+
+        target = tokens.target_tokens(model, request.prompt, request.target_new, prepend_bos=prepend_bos)
+        prompts = [tokenize(request, prefix) for prefix in ("{}", *prefixes)]
+        kl_prompt = tokenize(EditRequest(KL_RELATION, request.subject, request.target_new))
+        batch = tokens.pad(model, [*(torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts), kl_prompt.tokens])
+        last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
+        return cls(
+            batch=batch,
+            lookup=torch.tensor([prompt.subject_last for prompt in (*prompts, kl_prompt)]),
+            target=target,
+            target_rows=torch.arange(len(prompts))[:, None].expand(-1, len(target)),
+            target_positions=last[:, None] + torch.arange(len(target))[None],
+        )
+
+
+def optimize_value(
+    model: Model,
+    request: EditRequest,
+    layer: int,
+    *,
+    prefixes: Sequence[str] = (),
+    search: ValueSearch | None = None,
+    prepend_bos: bool | None = None,
+) -> OptimizedValue:
+    """Search for v* of one request at one layer.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge; its weights, flags and gradients stay as they are.
+        request: The fact to write.
+        layer: The layer whose MLP shall answer with v*, counted from 0.
+        prefixes: Templates such as ``"It was. {}"``; the bare prompt is always among the rows.
+        search: Settings; the published ones by default.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
+
+    Raises:
+        ValueError: For what `extract_keys_values` refuses, and when the loss is not finite.
+    """
+    operation = "optimize_value"
+    host.check_ready(model, operation)
+    host.check_layers(model, [layer], operation)
+    search = search or ValueSearch()
+    rows = _Rows.of(model, request, prefixes, tokens.resolve_bos(model, prepend_bos))
+    site = host.value_name(model, layer)
+    bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
+    v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
+    # A user may have switched gradients off, as interpretability notebooks do.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _search(model, site, rows, v0.clone(), search)
+
+
+def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch) -> OptimizedValue:
+    delta = torch.zeros_like(v0, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=search.v_lr)
+    longest = search.clamp_norm_factor * float(v0.norm())
+    unedited: Tensor | None = None
+    losses: list[float] = []
+    while True:
+        terms = _terms(forward.logits(model, rows.batch, [(site, _shift_lookups(rows, delta))]), rows)
+        if unedited is None:
+            # The first pass has delta = 0, so it is the unedited model.
+            unedited = terms.kl_log_probs.detach()
+        kl = torch.nn.functional.kl_div(unedited, terms.kl_log_probs, log_target=True, reduction="sum")
+        loss = terms.nll + search.kl_factor * kl + search.v_weight_decay * delta.norm() / v0.norm() ** 2
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(
+                f"optimize_value: the loss is {losses[-1]} at evaluation {len(losses)}; expected a finite number; "
+                "lower v_lr, or load the model in float32 or bfloat16."
+            )
+        if losses[-1] < search.stop_loss or len(losses) == search.v_num_grad_steps:
+            break
+        delta.grad = torch.autograd.grad(loss, delta)[0]
+        optimizer.step()
+        with torch.no_grad():
+            length = float(delta.norm())
+            if length > longest:
+                delta.mul_(longest / length)
+    return OptimizedValue(
+        v_star=(v0 + delta.detach()).cpu(),
+        v0=v0.cpu(),
+        losses=tuple(losses),
+        target_prob=math.exp(-terms.nll.item()),
+    )
+
+
+def _shift_lookups(rows: _Rows, delta: Float[Tensor, " d_model"]) -> HookFn:
+    """A hook that adds ``delta`` at each row's own lookup position; gradients flow to it."""
+    every = torch.arange(len(rows.lookup))
+
+    def hook(act: Tensor, hook: object = None) -> Tensor:
+        # Some Hugging Face MLPs see [batch * pos, d_model].
+        out = act.reshape(*rows.batch.tokens.shape, -1).clone()
+        out[every, rows.lookup] = out[every, rows.lookup] + delta.to(device=out.device, dtype=out.dtype)
+        return out.reshape(act.shape)
+
+    return hook
+
+
+@dataclass(frozen=True, eq=False)
+class _Terms:
+    nll: Float[Tensor, ""]
+    """Negative log-likelihood of the target per token, averaged over prefixes, in nats."""
+    kl_log_probs: Float[Tensor, " d_vocab"]
+    """Next-token log-probabilities after the subject in the KL prompt."""
+
+
+def _terms(logits: Float[Tensor, "batch pos d_vocab"], rows: _Rows) -> _Terms:
+    read = torch.log_softmax(at_least_float32(logits[rows.target_rows, rows.target_positions]), dim=-1)
+    target = rows.target.to(read.device).expand(len(read), -1)
+    after_subject = logits[-1, rows.lookup[-1]]
+    return _Terms(
+        nll=-read.gather(-1, target[..., None]).mean(),
+        kl_log_probs=torch.log_softmax(at_least_float32(after_subject), dim=-1),
+    )
