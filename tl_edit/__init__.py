@@ -1,6 +1,8 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
+from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank, applied_edits
+from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments, second_moment
@@ -16,7 +18,9 @@ __version__ = "0.1.0"
 __all__ = [
     "CausalTrace",
     "Edit",
+    "EditRecord",
     "EditRequest",
+    "Evaluation",
     "KeysValues",
     "LowRank",
     "OptimizedValue",
@@ -28,6 +32,7 @@ __all__ = [
     "capture",
     "causal_trace",
     "corrupt_subject",
+    "evaluate",
     "extract_keys_values",
     "generate_prefixes",
     "optimize_value",

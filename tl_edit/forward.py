@@ -36,7 +36,7 @@ def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] =
 @torch.no_grad()
 def activations(
     model: Model, batch: TokenBatch, names: Sequence[str], hooks: Sequence[NamedHook] = ()
-) -> dict[str, Float[Tensor, "batch pos width"]]:
+) -> dict[str, Float[Tensor, "batch pos _"]]:
     """Activations at ``names``, in one pass that stops after the last of them.
 
     Raises:

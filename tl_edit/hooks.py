@@ -43,7 +43,7 @@ def corrupt_subject(
     Args:
         span: First subject position and one past the last, as `Prompt.subject_span` has it.
         noise: Standard deviation of the noise as a multiple of the standard deviation of the subject's own
-            embeddings. (The paper's is 3 times that over a list of subjects; pass it as ``noise_std``.)
+            embeddings, row by row. (The paper's is 3 times that over a list of subjects; pass it as ``noise_std``.)
         noise_std: Standard deviation in absolute units of the embedding; overrides ``noise``.
         seed: Seed of the draws.
         rows: Which rows of the batch to corrupt; e.g. ``slice(1, None)`` keeps row 0 clean.
@@ -58,13 +58,14 @@ def corrupt_subject(
         raise ValueError(f"corrupt_subject: noise {noise}, noise_std {noise_std}; expected 0 or more.")
 
     def hook(act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> Float[Tensor, "batch pos d_model"]:
-        _check_positions(act, end - 1, "corrupt_subject")
+        _inside(act, end - 1, "corrupt_subject")
         out = act.clone()
-        subject = out[rows, start:end]
-        scale = noise * float(subject.double().std()) if noise_std is None else noise_std
-        draws = gaussian_draws(subject.shape, seed=seed).to(act.device)
         # Added in float64 and rounded once, as the published program does.
-        out[rows, start:end] = (subject.double() + scale * draws).to(act.dtype)
+        subject = out[rows, start:end].double()
+        # Of each row alone, so that the noise does not depend on how many rows there are.
+        scale = noise * subject.std(dim=(1, 2), keepdim=True) if noise_std is None else noise_std
+        draws = gaussian_draws(subject.shape, seed=seed).to(act.device)
+        out[rows, start:end] = (subject + scale * draws).to(act.dtype)
         return out
 
     return hook
@@ -84,15 +85,21 @@ def restore(clean: Float[Tensor, "batch pos ..."], positions: Positions, *, rows
         rows: Which rows of the batch to restore.
 
     Raises:
-        ValueError: When run, if a position is outside the prompt or outside ``clean``.
+        ValueError: When run, if a position is outside the prompt or outside ``clean``, is another one there
+            (counted from the end of a longer text), or if ``clean`` has another number of rows.
     """
-    where = _as_index(positions)
 
     def hook(act: Tensor, hook: Any = None) -> Tensor:
-        _check_positions(act, positions, "restore")
-        _check_positions(clean, positions, "restore (clean activations)")
+        where = _inside(act, positions, "restore")
+        there = _inside(clean, positions, "restore (clean activations)")
+        if where != there or len(clean) not in (1, len(act)):
+            raise ValueError(
+                f"restore: {positions} of clean activations {list(clean.shape)} in a run of {list(act.shape)}; expected the "
+                "same positions, and one clean row or as many as the run has; capture the clean run of this prompt."
+            )
         out = act.clone()
-        out[rows, where] = clean[:, where].to(device=act.device, dtype=act.dtype)
+        source = clean if len(clean) == 1 else clean[rows]
+        out[rows, where] = source[:, where].to(device=act.device, dtype=act.dtype)
         return out
 
     return hook
@@ -109,10 +116,9 @@ def shift(vector: Tensor, positions: Positions, *, rows: slice = slice(None)) ->
     Raises:
         ValueError: When run, if a position is outside the prompt.
     """
-    where = _as_index(positions)
 
     def hook(act: Tensor, hook: Any = None) -> Tensor:
-        _check_positions(act, positions, "shift")
+        where = _inside(act, positions, "shift")
         out = act.clone()
         out[rows, where] = out[rows, where] + vector.to(device=act.device, dtype=act.dtype)
         return out
@@ -128,31 +134,36 @@ def capture(store: MutableMapping[str, Tensor], name: str, positions: Positions 
     Raises:
         ValueError: When run, if a position is outside the prompt.
     """
-    where = _as_index(positions)
 
     def hook(act: Tensor, hook: Any = None) -> None:
-        _check_positions(act, positions, "capture")
-        store[name] = act.detach()[:, where].clone()
+        where = _inside(act, positions, "capture")
+        store[name] = act.detach()[:, positions if isinstance(positions, slice) else where].clone()
 
     return hook
 
 
-def _as_index(positions: Positions) -> slice | list[int]:
-    """An index that keeps the position axis."""
-    if isinstance(positions, slice):
-        return positions
-    return [positions] if isinstance(positions, int) else list(positions)
+def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
+    """The positions, counted from 0, as an index that keeps their axis.
 
-
-def _check_positions(act: Tensor, positions: Positions, what: str) -> None:
-    """Refuse positions outside the sequence; torch would wrap or clip some of them silently."""
-    if isinstance(positions, slice):
-        return
+    Refuses those outside the sequence, which torch would wrap or clip silently in part, and activations that
+    have no axis for the sequence.
+    """
+    if act.ndim < 3:
+        raise ValueError(
+            f"{what}: the activation is of shape {list(act.shape)}; expected [batch, pos, width]; choose a hook point "
+            "that keeps the sequence as an axis."
+        )
     length = act.shape[1]
-    listed = [positions] if isinstance(positions, int) else positions
-    for position in listed:
-        if not -length <= position < length:
-            raise ValueError(
-                f"{what}: position {position} is outside a sequence of {length} tokens; expected 0 to "
-                f"{length - 1}; was the subject located in another prompt, or without its BOS?"
-            )
+    if isinstance(positions, slice):
+        bounds = [bound for bound in (positions.start, positions.stop) if bound is not None]
+        outside = [bound for bound in bounds if not -length <= bound <= length]
+        listed = range(length)[positions]
+    else:
+        listed = [positions] if isinstance(positions, int) else positions
+        outside = [position for position in listed if not -length <= position < length]
+    if outside:
+        raise ValueError(
+            f"{what}: position {outside[0]} is outside a sequence of {length} tokens; expected 0 to "
+            f"{length - 1}; was the subject located in another prompt, or without its BOS?"
+        )
+    return [position % length for position in listed]

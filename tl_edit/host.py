@@ -173,7 +173,7 @@ def value_name(model: Model, layer: int) -> str:
         post_norm = hasattr(model.blocks[layer], "ln2_post")
         return f"blocks.{layer}.mlp" if post_norm else f"blocks.{layer}.hook_mlp_out"
     for part in ("out", "dense_out"):
-        if part in model.blocks[layer].mlp._modules:
+        if part in _mlp(model, layer)._modules:
             return f"blocks.{layer}.mlp.{part}.hook_out"
     raise ValueError(_no_dense_w_out(layer))
 
@@ -196,7 +196,10 @@ def check_layers(model: Model, layers: Sequence[int], operation: str) -> None:
                 f"{operation} got layer {layer}; {model_name(model)} has layers 0 to {depth - 1}; "
                 "layers count from 0 and negative numbers are not accepted."
             )
-        w_out_views(model, layer)
+        try:
+            w_out_views(model, layer)
+        except ValueError as error:
+            raise ValueError(f"{operation}: {error}") from None
 
 
 def check_ready(model: Model, operation: str) -> None:
@@ -204,14 +207,36 @@ def check_ready(model: Model, operation: str) -> None:
 
     Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
     """
-    interface(model)
-    for name, module in cast(nn.Module, model).named_modules():
-        rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
-        if module.training and isinstance(rate, float) and rate > 0.0:
-            raise ValueError(
-                f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
-                "expected evaluation mode; call model.eval() first."
-            )
+    roots = [cast(nn.Module, model)]
+    if interface(model) == "TransformerBridge":
+        # It runs modules that are not among its own, such as GPT-2's dropout of embeddings.
+        roots.append(cast(Any, model).original_model)
+    for root in roots:
+        for name, module in root.named_modules():
+            rate = _dropout_rate(module)
+            if module.training and rate > 0.0:
+                raise ValueError(
+                    f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
+                    "expected evaluation mode; call model.eval() first."
+                )
+
+
+def _dropout_rate(module: nn.Module) -> float:
+    """Of a dropout module, or of one that drops by itself: Hugging Face has ``attention_dropout``, OPT ``dropout``."""
+    if isinstance(module, nn.Dropout):
+        return module.p
+    return max((rate for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)), default=0.0)
+
+
+def _mlp(model: Model, layer: int) -> Any:
+    """The MLP module of ``layer``; ValueError where there is none."""
+    mlp = model.blocks[layer]._modules.get("mlp")
+    if mlp is None:
+        raise ValueError(
+            f"layer {layer} of {model_name(model)} has no MLP (an attention-only model); tl_edit reads and "
+            "writes W_out of an MLP; use a model with MLP layers."
+        )
+    return mlp
 
 
 def _no_dense_w_out(layer: int) -> str:
@@ -235,26 +260,20 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
         ValueError: attention-only block, mixture of experts, quantised or meta weights.
     """
     kind = interface(model)
-    block = model.blocks[layer]
-    mlp = block._modules.get("mlp")
-    if mlp is None:
-        raise ValueError(
-            f"layer {layer} of {model_name(model)} has no MLP (an attention-only model); tl_edit reads and "
-            "writes W_out of an MLP; use a model with MLP layers."
-        )
+    mlp = _mlp(model, layer)
     if kind == "HookedTransformer":
         weight = mlp._parameters.get("W_out")
         if weight is None:
             raise ValueError(_no_dense_w_out(layer))
-        if weight.ndim != 2:
-            raise ValueError(_unreadable(layer, weight))
         views = [weight]
     else:
         out = mlp._modules.get("out") or mlp._modules.get("dense_out")
         if out is None:
             raise ValueError(_no_dense_w_out(layer))
         linear = out.original_component
-        weight = linear.weight
+        weight = getattr(linear, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(_unreadable(layer, f"hidden in a {type(linear).__name__}"))
         _check_readable(layer, weight)
         # Hugging Face's Conv1D keeps [in, out], nn.Linear [out, in].
         views = [weight if type(linear).__name__ == "Conv1D" else weight.T]
@@ -267,12 +286,13 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
 
 
 def _check_readable(layer: int, weight: Tensor) -> None:
-    if weight.is_meta or not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        raise ValueError(_unreadable(layer, weight))
+    if weight.is_meta:
+        raise ValueError(_unreadable(layer, "on the meta device"))
+    if weight.ndim != 2 or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise ValueError(_unreadable(layer, f"{weight.dtype} of shape {tuple(weight.shape)}"))
 
 
-def _unreadable(layer: int, weight: Tensor) -> str:
-    found = "on the meta device" if weight.is_meta else f"{weight.dtype} of shape {tuple(weight.shape)}"
+def _unreadable(layer: int, found: str) -> str:
     return (
         f"W_out of layer {layer} is {found} (quantised or not loaded); tl_edit writes float16, bfloat16, "
         "float32 or float64 matrices; load the model unquantised, with its weights in memory."
@@ -323,9 +343,14 @@ def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn
             point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
 
         return remove
-    if re.fullmatch(r"blocks\.\d+\.mlp", name):
-        module = cast(nn.Module, model).get_submodule(name)
-        return module.register_forward_hook(lambda _module, _inputs, output: function(output, hook=None)).remove
+    site = re.fullmatch(r"blocks\.(\d+)\.mlp", name)
+    # The name that `value_name` gives where no hook point sees the value.
+    if site and int(site[1]) < n_layers(model) and value_name(model, int(site[1])) == name:
+
+        def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> Any:
+            return function(output, hook=None)
+
+        return _mlp(model, int(site[1])).register_forward_hook(forward_hook).remove
     close = difflib.get_close_matches(name, list(points), n=3)
     raise ValueError(
         f"attaching a hook: {name!r} is not a hook point of {model_name(model)}; "

@@ -123,7 +123,7 @@ class SecondMoments(Mapping[int, SecondMoment]):
 
 def second_moment(
     model: Model,
-    texts: Iterable[str | Int[Tensor, " pos"]],
+    texts: Iterable[str | Int[Tensor, " _"]],
     layers: Sequence[int],
     *,
     max_tokens: int | None = None,
@@ -188,7 +188,7 @@ def _add_gram(sums: dict[int, Tensor], layer: int, keys: Float[Tensor, "pos d_ml
 
 def _rows(
     model: Model, texts: Iterable[Any], prepend_bos: bool, max_tokens: int | None, seed: int
-) -> list[Int[Tensor, " pos"]]:
+) -> list[Int[Tensor, " _"]]:
     """The texts as token rows in a seeded order, cut at the context and at ``max_tokens``."""
     if isinstance(texts, str):
         raise ValueError("second_moment: texts is one string; expected several texts; pass [text, ...].")
@@ -215,7 +215,7 @@ def _rows(
     return rows
 
 
-def _batches(model: Model, rows: list[Int[Tensor, " pos"]], batch_tokens: int) -> Iterator[tokens.TokenBatch]:
+def _batches(model: Model, rows: list[Int[Tensor, " _"]], batch_tokens: int) -> Iterator[tokens.TokenBatch]:
     """Rows of similar length together, up to ``batch_tokens`` tokens a batch, padding counted."""
     chunk: list[Tensor] = []
     for row in sorted(rows, key=len, reverse=True):

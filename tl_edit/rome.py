@@ -159,7 +159,7 @@ def rome_edit(
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
-    config = _effective(model, layer, config)
+    config = effective_config(model, layer, config)
     at = config.layer
     if at is None:
         raise ValueError(
@@ -186,7 +186,7 @@ def rome_edit(
     return edit.apply(model) if apply else edit
 
 
-def _effective(model: Model, layer: int | None, config: ROMEConfig | None) -> ROMEConfig:
+def effective_config(model: Model, layer: int | None, config: ROMEConfig | None) -> ROMEConfig:
     """The settings that count: ``layer`` over ``config`` over the published ones."""
     if config is None:
         try:

@@ -198,7 +198,7 @@ def target_tokens(model: Model, prompt: str, target: str, *, prepend_bos: bool |
     return after[len(before) :]
 
 
-def pad(model: Model, rows: Sequence[Int[Tensor, " pos"]]) -> TokenBatch:
+def pad(model: Model, rows: Sequence[Int[Tensor, " _"]]) -> TokenBatch:
     """Rows padded on the right to the longest, with the mask that says which tokens are real."""
     filler = getattr(model.tokenizer, "pad_token_id", None)
     lengths = tuple(len(row) for row in rows)

@@ -93,8 +93,8 @@ class _Rows:
     batch: tokens.TokenBatch
     lookup: Int[Tensor, " batch"]
     target: Int[Tensor, " pos"]
-    target_rows: Int[Tensor, "batch pos"]
-    target_positions: Int[Tensor, "batch pos"]
+    target_rows: Int[Tensor, "prefix pos"]
+    target_positions: Int[Tensor, "prefix pos"]
 
     @classmethod
     def of(cls, model: Model, request: EditRequest, prefixes: Sequence[str], prepend_bos: bool) -> "_Rows":

@@ -1,0 +1,149 @@
+"""Measure the bundled model: recall, causal trace, ROME by layer with controls. ``python tests/benchmarks/bundled_model.py``.
+
+Settings were chosen on development facts (even index in ``facts()``); what is printed here is measured on test facts
+(odd index). The markdown it prints is the README's.
+"""
+
+import argparse
+import random
+import time
+from dataclasses import replace
+
+import torch
+
+import tl_edit
+from tl_edit import Edit, Evaluation, LowRank, ROMEConfig, SecondMoments
+from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
+from tl_edit.factworld.records import sample_records
+
+
+def recall(model, world: tuple[Fact, ...], held_out: bool) -> tuple[float, float, int]:
+    """Argmax accuracy and mean probability over every prompt of every fact."""
+    from tl_edit import forward, tokens
+
+    prompts = [
+        (template.format(fact.subject), fact.object)
+        for fact in world
+        for template in (fact.held_out_templates if held_out else fact.trained_templates)
+    ]
+    hits, probability = 0, 0.0
+    for start in range(0, len(prompts), 256):
+        chunk = prompts[start : start + 256]
+        batch = tokens.pad(model, [tokens.encode(model, prompt) for prompt, _ in chunk])
+        log_probs = forward.last_log_probs(model, batch)
+        answers = torch.tensor([model.to_tokens(f" {answer}", prepend_bos=False)[0, 0] for _, answer in chunk])
+        hits += int((log_probs.argmax(-1) == answers).sum())
+        probability += float(log_probs.gather(-1, answers[:, None]).exp().sum())
+    return hits / len(prompts), probability / len(prompts), len(prompts)
+
+
+def average_trace(model, sample: list[Fact]) -> None:
+    """Mean indirect effects at the last subject token and at the last token."""
+    effects, totals = [], []
+    for fact in sample:
+        trace = tl_edit.causal_trace(model, fact.trained_templates[0].format(fact.subject), fact.subject)
+        totals.append(trace.total_effect)
+        last = trace.subject_span[1] - 1
+        effects.append(trace.indirect_effect[:, :, [last, -1]])
+    mean = torch.stack(effects).mean(0)
+    print(f"\nCausal trace, mean of {len(sample)} facts: total effect {sum(totals) / len(totals):.3f}\n")
+    print("| layer | " + " | ".join(f"{k} {p}" for k in trace.kinds for p in ("subject last", "last")) + " |")
+    print("|---|" + "---|" * (2 * len(trace.kinds)))
+    for layer in range(mean.shape[1]):
+        cells = [f"{mean[k, layer, p]:.3f}" for k in range(len(trace.kinds)) for p in (0, 1)]
+        print(f"| {layer} | " + " | ".join(cells) + " |")
+    print(f"(window {trace.window} for mlp_out and attn_out)")
+
+
+def random_direction(edit: Edit, seed: int) -> Edit:
+    """A control: another rank-one change of the same norm."""
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {}
+    for layer, delta in edit.deltas.items():
+        left = torch.randn(delta.left.shape, generator=generator, dtype=torch.float64)
+        right = torch.randn(delta.right.shape, generator=generator, dtype=torch.float64)
+        deltas[layer] = LowRank(left / left.norm(), right / right.norm() * delta.norm())
+    return replace(edit, method="random direction", deltas=deltas)
+
+
+def rome(model, records, moments, config: ROMEConfig, control: str = "") -> Evaluation:
+    """Edit, evaluate and undo each record in turn."""
+    prefixes = (
+        tl_edit.generate_prefixes(
+            model, lengths=config.prefix_lengths, n_per_length=config.n_prefixes, seed=config.seed
+        )
+        if config.n_prefixes
+        else ()
+    )
+    parts = []
+    for i, record in enumerate(records):
+        edit = tl_edit.rome_edit(model, record.request, moments, config=config, prefixes=prefixes, apply=False)
+        if control == "random":
+            edit = random_direction(edit, i)
+        parts.append(tl_edit.evaluate(model, record, edit=edit))
+    return Evaluation.of(parts)
+
+
+def row(name: str, result: Evaluation) -> str:
+    """One line of the table."""
+    groups = ("efficacy", "paraphrase", "neighborhood")
+    success = " | ".join(str(result.success(group)) for group in groups)
+    accuracy = " | ".join(f"{100 * result.accuracy(group).mean:.1f}" for group in groups)
+    others = result.other_facts
+    return (
+        f"| {name} | {100 * result.score:.1f} | {success} | {accuracy} | {others} (n = {others.n if others else 0}) |"
+    )
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=100, help="facts to edit")
+    parser.add_argument("--dev", action="store_true", help="use development facts (for choosing settings)")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--layers", type=int, nargs="*", default=None)
+    parser.add_argument("--skip", nargs="*", default=[], help="recall trace controls")
+    for name in ("v_lr", "clamp_norm_factor", "v_weight_decay", "kl_factor", "stop_loss"):
+        parser.add_argument(f"--{name}", type=float)
+    for name in ("v_num_grad_steps", "n_prefixes"):
+        parser.add_argument(f"--{name}", type=int)
+    args = parser.parse_args()
+    world = facts()
+    pool = world[0::2] if args.dev else world[1::2]
+    model = load_fact_model()
+    if "recall" not in args.skip:
+        print(f"{len(world)} facts, {len({fact.subject for fact in world})} subjects")
+        for held_out in (False, True):
+            accuracy, probability, n = recall(model, world, held_out)
+            print(
+                f"recall on {'held-out' if held_out else 'trained'} templates: {accuracy:.4f} (p {probability:.4f}, {n} prompts)"
+            )
+    if "trace" not in args.skip:
+        average_trace(model, random.Random(args.seed).sample(list(pool), 64))
+    moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
+    # Half of the sample has other facts of its subject to keep, where the pool allows it.
+    records = sample_records(pool, world, args.n, seed=args.seed)
+    config = ROMEConfig.for_model(model)
+    changed = {
+        name: value
+        for name, value in vars(args).items()
+        if hasattr(config, name) and value is not None and name != "seed"
+    }
+    config = replace(config, **changed)
+    print(
+        f"\nROME on {args.n} {'development' if args.dev else 'test'} facts, C from {moments[0].count:,} tokens, {config}\n"
+    )
+    print("| layer | S | ES | PS | NS | EA | PA | NA | other facts kept |\n|---|---|---|---|---|---|---|---|---|")
+    print(row("no edit", tl_edit.evaluate(model, records)), flush=True)
+    for layer in range(model.cfg.n_layers) if args.layers is None else args.layers:
+        start = time.process_time()
+        result = rome(model, records, moments, replace(config, layer=layer))
+        print(row(f"{layer}", result), f"{(time.process_time() - start) / args.n:.2f} CPU s per edit", flush=True)
+    if "controls" not in args.skip:
+        identity = SecondMoments.identity(model, [config.layer])
+        print(row(f"{config.layer}, C = I", rome(model, records, identity, config)))
+        print(row(f"{config.layer}, random direction", rome(model, records, moments, config, control="random")))
+
+
+if __name__ == "__main__":
+    main()

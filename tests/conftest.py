@@ -1,0 +1,57 @@
+"""Fixtures: the model on which the published programs ran, and their numbers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import load_file
+
+from tl_edit.request import EditRequest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """What the published programs computed: see golden/README.md."""
+    return SimpleNamespace(
+        texts=json.loads((GOLDEN / "texts.json").read_text("utf-8")),
+        rome=json.loads((GOLDEN / "rome.json").read_text("utf-8")),
+        rome_tensors=load_file(GOLDEN / "rome.safetensors"),
+        moments=load_file(GOLDEN / "second_moment.safetensors"),
+        trace=json.loads((GOLDEN / "trace.json").read_text("utf-8")),
+        trace_tensors=load_file(GOLDEN / "trace.safetensors"),
+    )
+
+
+def golden_request(case: dict) -> EditRequest:
+    request = case["request"]
+    return EditRequest(
+        request["prompt"], request["subject"], request["target_new"]["str"], request["target_true"]["str"]
+    )
+
+
+@pytest.fixture(scope="session", params=list(tiny_models.interfaces()))
+def golden_model(request):
+    """The golden GPT-2 in float64, unprocessed, behind each interface there is."""
+    return load_golden(request.param)
+
+
+def load_golden(interface: str, *, processed: bool = False, dtype: torch.dtype = torch.float64):
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "model")
+    hf_model = GPT2LMHeadModel.from_pretrained(GOLDEN / "model").to(dtype)
+    hf_model.config.n_ctx = hf_model.config.n_positions  # TransformerLens reads the old name
+    return tiny_models.boot(hf_model, tokenizer, tiny_models.Case("gpt2", interface, processed), dtype, d_mlp=384, n_ctx=64)
+
+
+@pytest.fixture(scope="session")
+def fact_model():
+    """The bundled model; tests that edit it must undo."""
+    from tl_edit.factworld import load_fact_model
+
+    return load_fact_model()

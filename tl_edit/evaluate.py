@@ -1,0 +1,276 @@
+"""Evaluation: did the edit work, and what else moved.
+
+Names and definitions are those of the ROME and MEMIT papers' programs (Meng et al. 2022, section 3.3). For a
+prompt and its two objects, the new and the true one, the probability of an object is the geometric mean over
+its tokens, ``exp(-nll)`` with ``nll`` the mean negative log-likelihood per token. Per record, then averaged:
+
+- **efficacy** (ES, EM) over the request's own prompt, **paraphrase** (PS, PM) over its paraphrases: the rate of
+  p(new) > p(true), and the mean of p(new) - p(true);
+- **neighborhood** (NS, NM) over prompts about other subjects with the same true object: the rate of
+  p(true) > p(new), and the mean of p(true) - p(new);
+- **score** (S): the harmonic mean of the three success rates.
+
+Success is *not* token accuracy: a model may prefer the new object to the old one and say a third. The argmax
+accuracies stand beside them as ``accuracy``.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_edit import forward, host, tokens
+from tl_edit.data import EditRecord
+from tl_edit.edit import Edit
+from tl_edit.forward import at_least_float32
+from tl_edit.host import Model
+
+Group = Literal["efficacy", "paraphrase", "neighborhood"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A mean over records, each of which counts once."""
+
+    mean: float
+    n: int
+    """Records that have the metric."""
+    standard_error: float
+    """Of the mean, over records; NaN for a single one."""
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> "Metric | None":
+        """The mean of ``values``; None where there are none, which is not zero."""
+        listed = list(values)
+        if not listed:
+            return None
+        column = torch.tensor(listed, dtype=torch.float64)
+        error = float(column.std() / math.sqrt(len(listed))) if len(listed) > 1 else math.nan
+        return cls(float(column.mean()), len(listed), error)
+
+    def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" ± {100 * self.standard_error:.1f}"
+        return f"{100 * self.mean:.1f}{error}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptScore:
+    """How one prompt is answered."""
+
+    prompt: str
+    prob_new: float
+    """Probability of the new object (geometric mean over its tokens)."""
+    prob_true: float | None
+    """Probability of the true object; None where the request does not name it."""
+    says_new: bool
+    """Whether each of the new object's tokens is the likeliest."""
+    says_true: bool | None
+    prediction: str
+    """The likeliest next token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherFactScore:
+    """How another fact of the edited subject is answered."""
+
+    prompt: str
+    answer: str
+    prob: float
+    kept: bool
+    """Whether each of the answer's tokens is the likeliest."""
+    prediction: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordScores:
+    """All prompts of one record."""
+
+    record: EditRecord
+    efficacy: tuple[PromptScore, ...]
+    paraphrase: tuple[PromptScore, ...]
+    neighborhood: tuple[PromptScore, ...]
+    other_facts: tuple[OtherFactScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluation:
+    """Scores of every prompt of every record, and the metrics over them."""
+
+    scores: tuple[RecordScores, ...]
+
+    @classmethod
+    def of(cls, parts: Iterable["Evaluation"]) -> "Evaluation":
+        """Several evaluations as one, e.g. of edits that were made one at a time."""
+        return cls(scores=tuple(score for part in parts for score in part.scores))
+
+    def success(self, group: Group) -> Metric | None:
+        """ES, PS or NS: the rate at which the object that should win is likelier than the other."""
+        return self._over(group, lambda score: _sign(group) * _difference(score) > 0)
+
+    def magnitude(self, group: Group) -> Metric | None:
+        """EM, PM or NM: by how much, as a difference of probabilities."""
+        return self._over(group, lambda score: _sign(group) * _difference(score))
+
+    def accuracy(self, group: Group) -> Metric | None:
+        """The rate at which the object that should win is the likeliest continuation of all."""
+        if group == "neighborhood":
+            return self._over(group, lambda score: bool(score.says_true))
+        return self._over(group, lambda score: score.says_new)
+
+    def _over(self, group: Group, measure: Callable[[PromptScore], float]) -> Metric | None:
+        """Mean over records of the mean over a record's prompts; records without a true object do not count."""
+        rows = [
+            [float(measure(score)) for score in getattr(record, group)]
+            for record in self.scores
+            if record.record.request.target_true is not None
+        ]
+        return Metric.over(sum(row) / len(row) for row in rows if row)
+
+    @property
+    def efficacy(self) -> Metric | None:
+        """ES; see `success`."""
+        return self.success("efficacy")
+
+    @property
+    def paraphrase(self) -> Metric | None:
+        """PS; see `success`."""
+        return self.success("paraphrase")
+
+    @property
+    def neighborhood(self) -> Metric | None:
+        """NS; see `success`."""
+        return self.success("neighborhood")
+
+    @property
+    def score(self) -> float | None:
+        """S: harmonic mean of ES, PS and NS, from 0 to 1; None where one of them is absent."""
+        rates = [metric.mean for metric in (self.efficacy, self.paraphrase, self.neighborhood) if metric is not None]
+        if len(rates) < 3:
+            return None
+        return 0.0 if min(rates) == 0 else 3 / sum(1 / rate for rate in rates)
+
+    @property
+    def other_facts(self) -> Metric | None:
+        """Share of the subject's other facts that are still the likeliest answer."""
+        rows = [[float(score.kept) for score in record.other_facts] for record in self.scores]
+        return Metric.over(sum(row) / len(row) for row in rows if row)
+
+    def __repr__(self) -> str:
+        parts = {"ES": self.efficacy, "PS": self.paraphrase, "NS": self.neighborhood, "other facts": self.other_facts}
+        shown = [f"{name} {metric}" for name, metric in parts.items() if metric is not None]
+        if self.score is not None:
+            shown.insert(0, f"S {100 * self.score:.1f}")
+        return f"Evaluation({len(self.scores)} records: {', '.join(shown)})"
+
+
+def _sign(group: Group) -> int:
+    """+1 where the new object should win, -1 where the true one should stay."""
+    return -1 if group == "neighborhood" else 1
+
+
+def _difference(score: PromptScore) -> float:
+    """p(new) - p(true)."""
+    return score.prob_new - (score.prob_true or 0.0)
+
+
+def evaluate(
+    model: Model,
+    records: EditRecord | Sequence[EditRecord],
+    *,
+    edit: Edit | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = 128,
+) -> Evaluation:
+    """Score ``records`` on the model as it is, or with ``edit`` switched on for the duration.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`.
+        edit: An edit to switch on; one that is applied already is left on.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
+        batch_size: Rows per forward pass.
+
+    Raises:
+        ValueError: For no records, targets that cannot be tokenised, active dropout.
+    """
+    operation = "evaluate"
+    listed = (records,) if isinstance(records, EditRecord) else tuple(records)
+    if not listed:
+        raise ValueError(f"{operation} needs at least one record; found none; pass [EditRecord(...)].")
+    host.check_ready(model, operation)
+    bos = tokens.resolve_bos(model, prepend_bos)
+    questions = [_Question(model, prompt, answer, bos) for record in listed for prompt, answer in _questions(record)]
+    on = nullcontext() if edit is None or edit.is_applied(model) else edit.on(model)
+    with on:
+        for start in range(0, len(questions), batch_size):
+            _answer(model, questions[start : start + batch_size])
+    answered = iter(questions)
+    return Evaluation(scores=tuple(_collect(model, record, answered) for record in listed))
+
+
+class _Question:
+    """One prompt with one answer: a row of the batch, then what the model thinks of it."""
+
+    def __init__(self, model: Model, prompt: str, answer: str, prepend_bos: bool) -> None:
+        self.prompt, self.answer = prompt, answer
+        self.before: Int[Tensor, " pos"] = tokens.encode(model, prompt, prepend_bos=prepend_bos)
+        self.target: Int[Tensor, " pos"] = tokens.target_tokens(model, prompt, answer, prepend_bos=prepend_bos)
+        self.prob = math.nan
+        self.says = False
+        self.predicted = 0
+
+
+def _questions(record: EditRecord) -> list[tuple[str, str]]:
+    """The (prompt, answer) pairs of a record, in the order in which `_collect` takes them back."""
+    request = record.request
+    targets = [target for target in (request.target_new, request.target_true) if target is not None]
+    prompts = (request.prompt, *record.paraphrase_prompts, *record.neighborhood_prompts)
+    return [*((prompt, target) for prompt in prompts for target in targets), *record.other_facts]
+
+
+@torch.no_grad()
+def _answer(model: Model, questions: Sequence[_Question]) -> None:
+    batch = tokens.pad(model, [torch.cat([question.before, question.target[:-1]]) for question in questions])
+    logits = forward.logits(model, batch)
+    for row, question in zip(logits, questions, strict=True):
+        start = len(question.before) - 1
+        log_probs = torch.log_softmax(at_least_float32(row[start : start + len(question.target)]), dim=-1).cpu()
+        likeliest = log_probs.argmax(dim=-1)
+        question.prob = float(log_probs.gather(-1, question.target[:, None]).mean().exp())
+        question.says = bool((likeliest == question.target).all())
+        question.predicted = int(likeliest[0])
+
+
+def _collect(model: Model, record: EditRecord, questions: Iterator[_Question]) -> RecordScores:
+    """Take the record's questions off the iterator and put them in their groups."""
+    has_true = record.request.target_true is not None
+
+    def score(prompt: str) -> PromptScore:
+        new = next(questions)
+        true = next(questions) if has_true else None
+        return PromptScore(
+            prompt=prompt,
+            prob_new=new.prob,
+            prob_true=true.prob if true else None,
+            says_new=new.says,
+            says_true=true.says if true else None,
+            prediction=model.tokenizer.decode([new.predicted]),
+        )
+
+    def other(prompt: str, answer: str) -> OtherFactScore:
+        asked = next(questions)
+        prediction = model.tokenizer.decode([asked.predicted])
+        return OtherFactScore(prompt=prompt, answer=answer, prob=asked.prob, kept=asked.says, prediction=prediction)
+
+    return RecordScores(
+        record=record,
+        efficacy=(score(record.request.prompt),),
+        paraphrase=tuple(score(prompt) for prompt in record.paraphrase_prompts),
+        neighborhood=tuple(score(prompt) for prompt in record.neighborhood_prompts),
+        other_facts=tuple(other(prompt, answer) for prompt, answer in record.other_facts),
+    )

@@ -1,0 +1,237 @@
+"""A fact's story told to a terminal: what the model says, where it keeps it, the edit, the check, the undo."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from rich.bar import Bar
+from rich.console import Console
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from tl_edit import forward, host, tokens
+from tl_edit.data import EditRecord
+from tl_edit.edit import Edit
+from tl_edit.evaluate import Evaluation, Metric, evaluate
+from tl_edit.host import Model
+from tl_edit.moment import second_moment
+from tl_edit.request import EditRequest
+from tl_edit.rome import effective_config, rome_edit
+from tl_edit.trace import CausalTrace, Kind, causal_trace
+
+KIND_WORDS: dict[Kind, str] = {
+    "resid_post": "the state after a layer",
+    "mlp_out": "a window of MLP outputs",
+    "attn_out": "a window of attention outputs",
+}
+MAX_COLUMNS = 12
+"""Layers that a table shows; of deeper models every second, third, ... is shown."""
+
+
+def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]:
+    """The ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
+    batch = tokens.pad(model, [tokens.encode(model, prompt)])
+    top = forward.last_log_probs(model, batch)[0].exp().topk(k)
+    ids: list[int] = top.indices.tolist()
+    probs: list[float] = top.values.tolist()
+    return [(model.tokenizer.decode([token]), probability) for token, probability in zip(ids, probs, strict=True)]
+
+
+class Story:
+    """The chapters of one edit, each printed as it happens."""
+
+    def __init__(
+        self, model: Model, console: Console, *, layer: int | None = None, seed: int = 0, texts: Sequence[str]
+    ) -> None:
+        self.model, self.console, self.texts, self.seed = model, console, texts, seed
+        config = effective_config(model, layer, None)
+        self.layer = config.layer or 0
+        host.check_layers(model, [self.layer], "--layer")
+        self.config = replace(config, seed=seed)
+
+    def tell(self, record: EditRecord) -> bool:
+        """Tell all chapters; whether the edit took and the weights were restored."""
+        model = self.model
+        self.console.print(
+            f"[bold]tl_edit[/] on {host.model_name(model)}, a {host.interface(model)} with {host.n_layers(model)} layers"
+        )
+        record = replace(record, request=self.fact(record.request))
+        self.locate(record.request)
+        before = evaluate(model, record)
+        weights = _weights_hash(model, self.layer)
+        edit = self.write(record.request)
+        try:
+            after = evaluate(model, record)
+            took = self.compare(before, after)
+        finally:
+            edit.undo(model)
+        return self.undone(weights, before, record) and took
+
+    def _chapter(self, number: int, title: str) -> None:
+        self.console.print()
+        self.console.rule(f"[bold]{number}  {title}", align="left", style="dim")
+
+    def fact(self, request: EditRequest) -> EditRequest:
+        """What the model says now; its answer is the true object where the user gave none."""
+        self._chapter(1, "The fact")
+        answers = top_answers(self.model, request.prompt)
+        self.console.print(Text(request.prompt + " …"))
+        table = Table.grid(padding=(0, 2))
+        for token, probability in answers:
+            table.add_row(Text("  " + _visible(token)), f"{probability:.3f}", Bar(1.0, 0, probability, width=30))
+        self.console.print(table)
+        says = answers[0][0].strip()
+        if request.target_true is None and says not in ("", request.target_new):
+            return replace(request, target_true=says)
+        return request
+
+    def locate(self, request: EditRequest) -> CausalTrace:
+        """Where restoring one state brings the answer back."""
+        self._chapter(2, "Where it is kept: causal tracing")
+        trace = causal_trace(self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > 12)
+        self.console.print(
+            f"Probability of {_visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with noise "
+            f"on the subject's embeddings. Restoring one\nclean state brings back up to {trace.total_effect:.3f} "
+            "(the indirect effect; rows: position, columns: layer):"
+        )
+        self.console.print(_heatmap(trace))
+        for kind in trace.kinds:
+            effect = trace.of(kind)
+            layer, position = divmod(int(effect.argmax()), effect.shape[1])
+            last = trace.subject_span[1] - 1
+            early = int(effect[:, last].argmax())
+            self.console.print(
+                f"  {KIND_WORDS[kind]}: strongest {effect[layer, position]:.3f} at layer {layer}, "
+                f"{_visible(trace.str_tokens[position])!r}; at the subject's last token {effect[early, last]:.3f} at layer "
+                f"{early}",
+                highlight=False,
+            )
+        return trace
+
+    def write(self, request: EditRequest) -> Edit:
+        """The edit itself, with the numbers that tell whether to trust it."""
+        self._chapter(3, f"The edit: {request.target_new} instead of {request.target_true or '?'}")
+        layer = self.layer
+        start = time.perf_counter()
+        moments = second_moment(self.model, self.texts, [layer], seed=self.seed, progress=False)
+        measured = time.perf_counter()
+        edit = rome_edit(self.model, request, moments, config=self.config)
+        done = time.perf_counter()
+        numbers = edit.diagnostics
+        losses: tuple[float, ...] = numbers["losses"]
+        lines = {
+            "method": f"ROME: a rank-one change of W_out in layer {layer}",
+            "second moment": f"{moments[layer].count:,} tokens in {measured - start:.1f} s",
+            "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {len(losses)} evaluations over "
+            f"{1 + len(numbers['prefixes'])} contexts, {done - measured:.1f} s",
+            "|v* - v0| / |v0|": f"{numbers['delta_ratio']:.2f} (clamped at {self.config.clamp_norm_factor:g})",
+            "k · u": f"{numbers['divisor']:.3g} (near 0 the update would explode)",
+            "|ΔW| / |W_out|": f"{numbers['relative_norm']:.3f}",
+        }
+        table = Table.grid(padding=(0, 2))
+        for name, line in lines.items():
+            table.add_row(f"  [dim]{name}[/]", Text(line))
+        self.console.print(table)
+        return edit
+
+    def compare(self, before: Evaluation, after: Evaluation) -> bool:
+        """The same prompts before and after; whether the new object won."""
+        self._chapter(4, "Before and after")
+        table = Table(box=None, header_style="bold dim", pad_edge=False)
+        for column in ("", "prompt", "should say", "before", "after"):
+            table.add_column(column, overflow="fold")
+        old, new = before.scores[0], after.scores[0]
+        request = old.record.request
+        groups = (
+            ("the prompt", old.efficacy, new.efficacy, request.target_new),
+            ("paraphrase", old.paraphrase, new.paraphrase, request.target_new),
+            ("neighbor", old.neighborhood, new.neighborhood, request.target_true or ""),
+        )
+        for title, olds, news, wanted in groups:
+            for i, (was, now) in enumerate(zip(olds, news, strict=True)):
+                table.add_row(*_row(title if i == 0 else "", was.prompt, wanted, was.prediction, now.prediction))
+        for i, (was, now) in enumerate(zip(old.other_facts, new.other_facts, strict=True)):
+            title = "same subject" if i == 0 else ""
+            table.add_row(*_row(title, was.prompt, was.answer, was.prediction, now.prediction))
+        self.console.print(table)
+        self.console.print()
+        self.console.print(_metrics(before, after))
+        answer = new.efficacy[0]
+        return answer.says_new if answer.prob_true is None else answer.prob_new > answer.prob_true
+
+    def undone(self, weights: str, before: Evaluation, record: EditRecord) -> bool:
+        """Proof that the weights are what they were."""
+        self._chapter(5, "Undone")
+        now = _weights_hash(self.model, self.layer)
+        again = evaluate(self.model, record)
+        same = now == weights and again.scores == before.scores
+        verdict = "[green]bit-identical[/]" if same else "[bold red]NOT restored[/]"
+        self.console.print(f"  W_out before  sha256 {weights}\n  W_out now     sha256 {now}\n  {verdict}")
+        if same:
+            self.console.print("  and every probability above is again exactly what it was.")
+        return same
+
+
+def _weights_hash(model: Model, layer: int) -> str:
+    data = host.w_out(model, layer).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _visible(token: str) -> str:
+    """A token as text that shows its line breaks."""
+    return token.replace("\n", "↵").strip() or "␣"
+
+
+def _row(title: str, prompt: str, wanted: str, before: str, after: str) -> list[Text]:
+    good = after.strip() == wanted or (after.strip() != "" and wanted.startswith(after.strip()))
+    return [
+        Text(title, style="dim"),
+        Text(prompt),
+        Text(wanted),
+        Text(_visible(before)),
+        Text(f"{_visible(after)} {'✓' if good else '✗'}", style="green" if good else "red"),
+    ]
+
+
+def _heatmap(trace: CausalTrace) -> Table:
+    """The indirect effect of the block outputs; ``*`` marks the subject."""
+    effect = trace.of("resid_post")
+    shown = range(0, effect.shape[0], -(-effect.shape[0] // MAX_COLUMNS))
+    table = Table.grid(padding=(0, 1))
+    table.add_row("", *(Text(f"L{layer}", style="dim", justify="right") for layer in shown))
+    start, end = trace.subject_span
+    for position, token in enumerate(trace.str_tokens):
+        mark = "*" if start <= position < end else " "
+        cells = [_cell(float(effect[layer, position]), trace.total_effect) for layer in shown]
+        table.add_row(Text(f"  {_visible(token)}{mark}"), *cells)
+    return table
+
+
+def _cell(value: float, top: float) -> Text:
+    share = max(0.0, min(1.0, value / top)) if top > 0 else 0.0
+    dark = f"rgb({int(30 + 60 * share)},{int(30 + 40 * share)},{int(40 + 150 * share)})"
+    return Text(f"{value:5.2f}", style=Style(color="white" if share > 0.05 else "grey50", bgcolor=dark))
+
+
+def _metrics(before: Evaluation, after: Evaluation) -> Table:
+    table = Table(box=None, header_style="bold dim", pad_edge=False)
+    for column in ("", "before", "after", ""):
+        table.add_column(column)
+
+    def percent(metric: Metric | None) -> str:
+        return "–" if metric is None else f"{100 * metric.mean:.0f} %"
+
+    rows = (
+        ("efficacy", before.efficacy, after.efficacy, "the new object is likelier than the true one: the prompt"),
+        ("paraphrase", before.paraphrase, after.paraphrase, "likewise: other wordings, held out from training"),
+        ("neighborhood", before.neighborhood, after.neighborhood, "the true object stays likelier: other subjects"),
+        ("other facts", before.other_facts, after.other_facts, "the subject's other facts are still the top answer"),
+    )
+    for name, old, new, meaning in rows:
+        table.add_row(f"  {name}", percent(old), percent(new), Text(meaning, style="dim"))
+    scores = [f"{100 * score:.0f} %" if score is not None else "–" for score in (before.score, after.score)]
+    table.add_row("  score S", *scores, Text("harmonic mean of the first three", style="dim"))
+    return table
