@@ -11,6 +11,9 @@ from safetensors.torch import load_file
 
 from tl_edit.request import EditRequest
 
+# The models are tiny: one thread is fastest, and many threads on a busy machine can be a hundred times slower.
+torch.set_num_threads(1)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -187,7 +187,7 @@ class _Runs:
         """Mean probability with nothing restored."""
         return float(self._mean_probs(1, [])[0])
 
-    def restored(self, clean: dict[str, Float[Tensor, "batch pos d_model"]]) -> Float[Tensor, " pos"]:
+    def restored(self, clean: dict[str, Float[Tensor, "1 pos d_model"]]) -> Float[Tensor, " pos"]:
         """Mean probability with the given clean states restored at each position in turn."""
         probs: list[Tensor] = []
         for positions in torch.arange(len(self.prompt.tokens)).split(self.cells_per_batch):
@@ -216,7 +216,7 @@ def _add_noise(draws: Float[Tensor, "batch pos d_model"], span: tuple[int, int])
     return hook
 
 
-def _restore_each(clean: Float[Tensor, "batch pos d_model"], positions: Int[Tensor, " batch"]) -> HookFn:
+def _restore_each(clean: Float[Tensor, "1 pos d_model"], positions: Int[Tensor, " batch"]) -> HookFn:
     """Restore row i at ``positions[i]``."""
     rows = torch.arange(len(positions))
 
