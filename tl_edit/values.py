@@ -141,13 +141,14 @@ def optimize_value(
     host.check_ready(model, operation)
     host.check_layers(model, [layer], operation)
     search = search or ValueSearch()
-    rows = _Rows.of(model, request, prefixes, tokens.resolve_bos(model, prepend_bos))
+    bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
-    bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
-    v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
     # A user may have switched gradients off, as interpretability notebooks do.
     with torch.inference_mode(False), torch.enable_grad():
-        return _search(model, site, rows, v0.clone(), search)
+        rows = _Rows.of(model, request, prefixes, bos)
+        bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
+        v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
+        return _search(model, site, rows, v0, search)
 
 
 def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch) -> OptimizedValue:

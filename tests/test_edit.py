@@ -1,0 +1,220 @@
+"""An edit's life: apply, undo bit for bit, switch on and off, refuse what would be silent harm."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import tiny_models
+import torch
+
+from tl_edit import Edit, EditRequest, LowRank, applied_edits, host
+from tl_edit.edit import _ledger
+
+CASES = tiny_models.available_cases(("gpt2", "llama", "gemma2"))
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
+
+
+def make_edit(model, layers=(1,), seed=0, scale=0.3, rank=1) -> Edit:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    shapes = {layer: host.w_out(model, layer).shape for layer in layers}
+    return Edit(
+        method="test",
+        deltas={layer: LowRank(random(shape[0], rank), random(rank, shape[1])) for layer, shape in shapes.items()},
+        requests=(REQUEST,),
+        config=None,
+        provenance=host.provenance(model, prepend_bos=True, seed=seed),
+    )
+
+
+def weights(model) -> list[torch.Tensor]:
+    return [host.w_out(model, layer).clone() for layer in range(host.n_layers(model))]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(model.to_tokens("The Eiffel Tower is in")).double()
+
+
+@pytest.fixture(params=CASES, ids=str)
+def model(request):
+    return tiny_models.build(request.param)
+
+
+def test_apply_changes_the_forward_pass_and_undo_restores_every_bit(model):
+    before, logits_before = weights(model), logits(model)
+    edit = make_edit(model)
+    assert edit.apply(model) is edit
+    assert not torch.allclose(logits(model), logits_before, atol=1e-3)
+    edit.undo(model)
+    assert same(weights(model), before)
+    assert torch.equal(logits(model), logits_before)
+
+
+def test_the_weight_is_the_float64_sum_rounded_once(model):
+    before, edit = weights(model), make_edit(model)
+    with edit.on(model):
+        expected = (before[1].double() + edit.deltas[1].left @ edit.deltas[1].right).to(before[1].dtype)
+        assert torch.equal(host.w_out(model, 1), expected)
+        assert same([weights(model)[i] for i in (0, 2)], [before[i] for i in (0, 2)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_every_dtype_comes_back_bit_for_bit(interface, dtype):
+    model = tiny_models.build("gpt2", interface, dtype=dtype)
+    before, edits = weights(model), [make_edit(model, (0, 2), seed=seed) for seed in range(3)]
+    for edit in edits:
+        edit.apply(model)
+    assert host.w_out(model, 0).dtype == dtype
+    for edit in edits:
+        edit.undo(model)
+    assert same(weights(model), before)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_three_edits_are_removed_in_any_order(order):
+    model = tiny_models.build("gpt2")
+    base = weights(model)
+    edits = [make_edit(model, layers, seed=seed) for seed, layers in enumerate([(0, 1), (1,), (1, 2)])]
+    for edit in edits:
+        edit.apply(model)
+    assert applied_edits(model) == edits
+    left = list(edits)
+    for i in order:
+        edits[i].undo(model)
+        left.remove(edits[i])
+        assert applied_edits(model) == left
+        reference = tiny_models.build("gpt2")
+        for edit in left:
+            edit.apply(reference)
+        assert same(weights(model), weights(reference))
+    assert same(weights(model), base)
+    assert not _ledger(model).layers, "the kept base is let go with the last edit"
+
+
+def test_on_undoes_after_an_exception(model):
+    before = weights(model)
+    edit = make_edit(model)
+    with pytest.raises(KeyError, match="mine"), edit.on(model):
+        assert edit.is_applied(model)
+        raise KeyError("mine")
+    assert same(weights(model), before)
+    assert not edit.is_applied(model)
+
+
+def test_applying_twice_is_refused_also_for_a_copy():
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model).apply(model)
+    once = weights(model)
+    for again in (edit, copy.deepcopy(edit)):
+        with pytest.raises(ValueError, match="applied to this model already"):
+            again.apply(model)
+    assert same(weights(model), once)
+
+
+def test_undoing_what_is_not_applied_is_refused():
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match="not applied to this model"):
+        make_edit(model).undo(model)
+
+
+def test_weights_changed_from_outside_are_not_overwritten():
+    model = tiny_models.build("gpt2")
+    edit, other = make_edit(model), make_edit(model, seed=1)
+    edit.apply(model)
+    host.write_w_out(model, 1, host.w_out(model, 1) + 1)
+    changed = weights(model)
+    for attempt in (lambda: edit.undo(model), lambda: other.apply(model)):
+        with pytest.raises(ValueError, match="changed from outside"):
+            attempt()
+    assert same(weights(model), changed)
+
+
+def test_a_failing_write_leaves_nothing_half_done(monkeypatch):
+    model = tiny_models.build("gpt2")
+    first = make_edit(model, seed=5).apply(model)
+    before = weights(model)
+    write, calls = host.write_w_out, []
+
+    def failing(model, layer, new):
+        calls.append(layer)
+        write(model, layer, new)
+        if len(calls) == 2:
+            raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(host, "write_w_out", failing)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        make_edit(model, (0, 1, 2)).apply(model)
+    assert same(weights(model), before)
+    assert applied_edits(model) == [first]
+    monkeypatch.undo()
+    first.undo(model)
+
+
+def test_a_copied_model_has_its_own_life(model):
+    before = weights(model)
+    edit = make_edit(model).apply(model)
+    copied = copy.deepcopy(model)
+    edit.undo(model)
+    assert same(weights(model), before)
+    assert edit.is_applied(copied)
+    assert not torch.equal(logits(copied), logits(model))
+    edit.undo(copied)
+    assert same(weights(copied), before)
+    assert torch.equal(logits(copied), logits(model))
+
+
+def test_an_edit_of_another_width_is_refused():
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model)
+    narrow = replace(edit, deltas={1: LowRank(torch.ones(7, 1).double(), torch.ones(1, 32).double())})
+    with pytest.raises(ValueError, match=r"7 x 32.*80 x 32"):
+        narrow.apply(model)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_factors_that_are_not_finite_are_refused(bad):
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match="not finite"):
+        replace(make_edit(model), deltas={1: LowRank(torch.full((80, 1), bad).double(), torch.ones(1, 32).double())})
+
+
+def test_an_edit_that_overflows_half_precision_is_refused():
+    model = tiny_models.build("gpt2", dtype=torch.float16)
+    before = weights(model)
+    with pytest.raises(ValueError, match="would not be finite in torch.float16"):
+        make_edit(model, scale=1e3).apply(model)
+    assert same(weights(model), before)
+
+
+def test_requires_grad_mode_and_hooks_stay(model):
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    mode = model.training
+    with make_edit(model).on(model):
+        pass
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert model.training == mode
+    assert all(not point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_low_rank_norm_is_the_matrix_norm():
+    edit = make_edit(tiny_models.build("gpt2"), rank=3)
+    assert edit.deltas[1].norm() == pytest.approx(float(edit.deltas[1].matrix.norm()), rel=1e-12)
+
+
+def test_reprs_tell_the_fact_and_escape_it():
+    edit = make_edit(tiny_models.build("gpt2"))
+    assert repr(edit) == "Edit(test, layer 1: The Eiffel Tower is in → Rome (was Paris))"
+    hostile = replace(edit, requests=(EditRequest("{} is", "<script>x</script>", "<b>"),))
+    html = hostile._repr_html_()
+    assert "<script>" not in html
+    assert "&lt;script&gt;x&lt;/script&gt; is → &lt;b&gt;" in html

@@ -1,0 +1,123 @@
+"""The search for v*: the loss of the papers, and nothing of the model changed."""
+
+import pytest
+import tiny_models
+import torch
+
+from tl_edit import EditRequest, ValueSearch, host, optimize_value
+from tl_edit.hooks import shift
+
+REQUEST = EditRequest("{} is in the city of", "The Eiffel Tower", "Rome", "Paris")
+PREFIXES = ("It is a fact. {}", "My favourite city. {}")
+
+
+@pytest.fixture(scope="module", params=tiny_models.available_cases(("gpt2", "gemma2", "opt")), ids=str)
+def model(request):
+    return tiny_models.build(request.param)
+
+
+def test_the_loss_falls_and_belongs_to_v_star(model):
+    """Added with a hook of one's own, v* - v0 gives the model exactly the reported probability."""
+    found = optimize_value(model, REQUEST, 1, search=ValueSearch(v_lr=0.3, clamp_norm_factor=20.0))
+    assert found.losses[-1] < found.losses[0] - 0.1
+    tokens, lookup = model.to_tokens(REQUEST.prompt), model.to_tokens("The Eiffel Tower").shape[1] - 1
+    target = model.to_tokens(f"{REQUEST.prompt} Rome")[0, tokens.shape[1]]
+    move = shift(found.v_star - found.v0, lookup)
+
+    def hook(act, hook):
+        return move(act.reshape(1, tokens.shape[1], -1)).reshape(act.shape)
+
+    with torch.no_grad(), host.attached(model, [(host.value_name(model, 1), hook)]):
+        prob = model(tokens)[0, -1].softmax(-1)[target]
+    assert float(prob) == pytest.approx(found.target_prob, rel=1e-4)
+
+
+def test_the_first_loss_is_the_unedited_models_nll():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    search = ValueSearch(v_num_grad_steps=1)
+    found = optimize_value(model, REQUEST, 1, prefixes=PREFIXES, search=search)
+    nll = []
+    for prefix in ("{}", *PREFIXES):
+        text = prefix.format(REQUEST.prompt)
+        tokens = model.to_tokens(f"{text} {REQUEST.target_new}")
+        log_probs = model(tokens)[0].log_softmax(-1)
+        start = model.to_tokens(text).shape[1]
+        picked = [log_probs[i - 1, tokens[0, i]] for i in range(start, tokens.shape[1])]
+        nll.append(-torch.stack(picked).mean())
+    assert found.losses == pytest.approx((float(torch.stack(nll).mean()),), rel=1e-10)
+    assert torch.equal(found.v_star, found.v0)
+
+
+def test_targets_of_several_tokens_are_teacher_forced():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    request = EditRequest("{} is in", "The Eiffel Tower", "Constantinople")
+    found = optimize_value(model, request, 1, search=ValueSearch(v_num_grad_steps=1))
+    tokens = model.to_tokens(f"{request.prompt} Constantinople")
+    start = model.to_tokens(request.prompt).shape[1]
+    assert tokens.shape[1] - start > 1
+    log_probs = model(tokens)[0].log_softmax(-1)
+    expected = -torch.stack([log_probs[i - 1, tokens[0, i]] for i in range(start, tokens.shape[1])]).mean()
+    assert found.losses[0] == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_the_clamp_bounds_delta():
+    model = tiny_models.build("gpt2")
+    found = optimize_value(model, REQUEST, 1, search=ValueSearch(clamp_norm_factor=0.25, v_lr=1.0))
+    assert found.delta_ratio == pytest.approx(0.25, rel=1e-3)
+
+
+def test_the_search_stops_below_the_stop_loss():
+    model = tiny_models.build("gpt2")
+    assert len(optimize_value(model, REQUEST, 1, search=ValueSearch(stop_loss=1e9)).losses) == 1
+
+
+def test_prefixes_and_kl_change_the_result_and_the_same_call_repeats_it():
+    model = tiny_models.build("gpt2")
+    plain = optimize_value(model, REQUEST, 1)
+    assert torch.equal(optimize_value(model, REQUEST, 1).v_star, plain.v_star)
+    for other in (
+        optimize_value(model, REQUEST, 1, prefixes=PREFIXES),
+        optimize_value(model, REQUEST, 1, search=ValueSearch(kl_factor=5.0)),
+        optimize_value(model, REQUEST, 1, prepend_bos=False),
+    ):
+        assert not torch.allclose(other.v_star, plain.v_star)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
+def test_gradients_switched_off_by_the_user_do_not_matter(context):
+    model = tiny_models.build("gpt2")
+    expected = optimize_value(model, REQUEST, 1).v_star
+    with context():
+        assert torch.equal(optimize_value(model, REQUEST, 1).v_star, expected)
+
+
+def test_nothing_of_the_model_changes(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    optimize_value(model, REQUEST, 1)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(not point.fwd_hooks for point in model.hook_dict.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_models_are_searched_in_float32(dtype):
+    found = optimize_value(tiny_models.build("gpt2", dtype=dtype), REQUEST, 1)
+    assert found.v_star.dtype == torch.float32
+    assert found.losses[-1] < found.losses[0]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"v_num_grad_steps": 0}, {"v_lr": 0.0}, {"clamp_norm_factor": -1.0}, {"kl_factor": -0.1}]
+)
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(ValueError, match="the published settings are"):
+        ValueSearch(**bad)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    model = tiny_models.build("gpt2")
+    host.write_w_out(model, 2, torch.full((80, 32), float("nan")))
+    with pytest.raises(ValueError, match="loss is nan"):
+        optimize_value(model, REQUEST, 1)
