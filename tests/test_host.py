@@ -178,9 +178,9 @@ def test_interface_and_processing_are_recognised(case):
     assert host.device_of(model) == torch.device("cpu")
 
 
-@each_raw_kind
-def test_processing_later_is_noticed(case):
-    model = build(case)
+@each_interface
+def test_processing_later_is_noticed(interface):
+    model = build("gpt2", interface)
     process(model)
     assert host.is_processed(model)
 

@@ -120,14 +120,16 @@ class Evaluation:
         """The rate at which the object that should win is the likeliest continuation of all."""
         if group == "neighborhood":
             return self._over(group, lambda score: bool(score.says_true))
-        return self._over(group, lambda score: score.says_new)
+        return self._over(group, lambda score: score.says_new, needs_true=False)
 
-    def _over(self, group: Group, measure: Callable[[PromptScore], float]) -> Metric | None:
-        """Mean over records of the mean over a record's prompts; records without a true object do not count."""
+    def _over(
+        self, group: Group, measure: Callable[[PromptScore], float], *, needs_true: bool = True
+    ) -> Metric | None:
+        """Mean over records of the mean over a record's prompts."""
         rows = [
             [float(measure(score)) for score in getattr(record, group)]
             for record in self.scores
-            if record.record.request.target_true is not None
+            if record.record.request.target_true is not None or not needs_true
         ]
         return Metric.over(sum(row) / len(row) for row in rows if row)
 

@@ -94,8 +94,8 @@ def restore(clean: Float[Tensor, "batch pos ..."], positions: Positions, *, rows
         there = _inside(clean, positions, "restore (clean activations)")
         if where != there or len(clean) not in (1, len(act)):
             raise ValueError(
-                f"restore: {positions} of clean activations {list(clean.shape)} in a run of {list(act.shape)}; expected the "
-                "same positions, and one clean row or as many as the run has; capture the clean run of this prompt."
+                f"restore: {positions} of clean activations {list(clean.shape)} in a run of {list(act.shape)}; "
+                "expected the same positions, and one clean row or as many as the run has; capture the clean run again."
             )
         out = act.clone()
         source = clean if len(clean) == 1 else clean[rows]

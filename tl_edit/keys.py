@@ -73,6 +73,8 @@ def extract_keys_values(
     asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
     if not asked:
         raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
+    if batch_size < 1:
+        raise ValueError(f"{operation}: batch_size {batch_size}; expected 1 or more rows; the default is 64.")
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
     bos = tokens.resolve_bos(model, prepend_bos)

@@ -37,6 +37,12 @@ def generate_prefixes(
             f"generate_prefixes: n_per_length {n_per_length}, top_k {top_k}, lengths {tuple(lengths)}; expected at "
             "least 1, 1, and lengths of 2 or more (the BOS counts); the published rule is 10, 5, (5, 10)."
         )
+    context = int(model.cfg.n_ctx)
+    if max(lengths) > context:
+        raise ValueError(
+            f"generate_prefixes: lengths {tuple(lengths)}; {host.model_name(model)} has a context of {context}; "
+            "expected prefixes that leave room for a prompt; the published lengths are (5, 10)."
+        )
     host.check_ready(model, "generate_prefixes")
     tokens.resolve_bos(model, False)
     start = model.tokenizer.bos_token_id
@@ -68,6 +74,6 @@ def _sample(
 
 
 def _as_template(text: str) -> str:
-    """Generated text as a template: one line, and no braces that would read as placeholders."""
+    """Generated text as a template, without braces, which would read as placeholders."""
     plain = unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("{", " ").replace("}", " ")
     return plain + ". {}"

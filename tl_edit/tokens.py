@@ -171,7 +171,8 @@ def _offsets_by_decoding(tokenizer: Any, text: str, ids: list[int]) -> list[tupl
                 f"locating the subject: the tokenizer decodes {text!r} to {decoded!r}; expected the same text back; "
                 "use a fast tokenizer (use_fast=True), or write the prompt as the tokenizer does."
             )
-        ends.append(len(complete))
+        # Some decoders replace finished characters, too, while one after them is unfinished.
+        ends.append(max(len(complete), *ends[-1:], 0))
     starts = [0, *ends[:-1]]
     # A piece of an unfinished character covers that character too.
     return [(a, max(b, a + 1) if i >= lead else b) for i, (a, b) in enumerate(zip(starts, ends, strict=True))]
@@ -187,7 +188,8 @@ def target_tokens(model: Model, prompt: str, target: str, *, prepend_bos: bool |
         ValueError: If the target has no tokens, or adding it changes the prompt's own tokens.
     """
     before = encode(model, prompt, prepend_bos=prepend_bos)
-    after = encode(model, f"{prompt} {target.strip()}", prepend_bos=prepend_bos)
+    word = target.strip()
+    after = encode(model, f"{prompt} {word}", prepend_bos=prepend_bos) if word else before
     if not torch.equal(after[: len(before)], before):
         raise ValueError(
             f"tokenising the target {target!r}: after {prompt!r} it merges with the prompt's last token; expected "

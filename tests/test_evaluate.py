@@ -1,0 +1,130 @@
+"""Every metric on numbers worked out by hand, and the probabilities behind them on a model."""
+
+import math
+
+import pytest
+import tiny_models
+import torch
+
+from tl_edit import EditRecord, EditRequest, Evaluation, evaluate
+from tl_edit.evaluate import Metric, OtherFactScore, PromptScore, RecordScores
+
+REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
+RECORD = EditRecord(REQUEST)
+
+
+def prompt(new: float, true: float | None, says_new: bool = False, says_true: bool | None = False) -> PromptScore:
+    return PromptScore(
+        prompt="p", prob_new=new, prob_true=true, says_new=says_new, says_true=says_true, prediction="x"
+    )
+
+
+def other(kept: bool) -> OtherFactScore:
+    return OtherFactScore(prompt="p", answer="a", prob=0.5, kept=kept, prediction="x")
+
+
+BY_HAND = Evaluation(
+    scores=(
+        RecordScores(
+            record=RECORD,
+            efficacy=(prompt(0.9, 0.1, says_new=True),),
+            paraphrase=(prompt(0.6, 0.2, says_new=True), prompt(0.1, 0.3)),
+            neighborhood=(prompt(0.1, 0.7, says_true=True), prompt(0.0, 0.5), prompt(0.4, 0.2), prompt(0.1, 0.2)),
+            other_facts=(other(True), other(False)),
+        ),
+        RecordScores(
+            record=RECORD,
+            efficacy=(prompt(0.2, 0.5),),
+            paraphrase=(prompt(0.5, 0.1, says_new=True),),
+            neighborhood=(),
+            other_facts=(),
+        ),
+    )
+)
+
+
+def test_success_is_averaged_within_records_and_then_over_them():
+    assert BY_HAND.efficacy.mean == pytest.approx((1 + 0) / 2)
+    assert BY_HAND.paraphrase.mean == pytest.approx((1 / 2 + 1) / 2)
+    assert BY_HAND.neighborhood.mean == pytest.approx(3 / 4)
+    assert [BY_HAND.efficacy.n, BY_HAND.neighborhood.n] == [2, 1]
+
+
+def test_magnitude_is_the_difference_in_the_direction_that_should_win():
+    assert BY_HAND.magnitude("efficacy").mean == pytest.approx((0.8 - 0.3) / 2)
+    assert BY_HAND.magnitude("paraphrase").mean == pytest.approx(((0.4 - 0.2) / 2 + 0.4) / 2)
+    assert BY_HAND.magnitude("neighborhood").mean == pytest.approx((0.6 + 0.5 - 0.2 + 0.1) / 4)
+
+
+def test_accuracy_asks_for_the_likeliest_of_all():
+    assert BY_HAND.accuracy("efficacy").mean == pytest.approx(1 / 2)
+    assert BY_HAND.accuracy("paraphrase").mean == pytest.approx((1 / 2 + 1) / 2)
+    assert BY_HAND.accuracy("neighborhood").mean == pytest.approx(1 / 4)
+
+
+def test_score_is_the_harmonic_mean():
+    assert BY_HAND.score == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.75))
+
+
+def test_other_facts_count_only_records_that_have_some():
+    assert (BY_HAND.other_facts.mean, BY_HAND.other_facts.n) == (0.5, 1)
+
+
+def test_standard_error():
+    metric = Metric.over([0.0, 1.0, 1.0, 1.0])
+    assert metric.standard_error == pytest.approx(0.5 / math.sqrt(4))
+    assert str(metric) == "75.0 ± 25.0"
+    assert str(Metric.over([1.0])) == "100.0"
+
+
+def test_what_cannot_be_measured_is_absent_not_zero():
+    record = EditRecord(EditRequest("{} is in", "The Eiffel Tower", "Rome"))
+    scores = RecordScores(
+        record=record, efficacy=(prompt(0.9, None, True, None),), paraphrase=(), neighborhood=(), other_facts=()
+    )
+    evaluation = Evaluation(scores=(scores,))
+    assert evaluation.efficacy is None
+    assert evaluation.neighborhood is None
+    assert evaluation.score is None
+    assert evaluation.accuracy("efficacy").mean == 1.0
+    assert "S " not in repr(evaluation)
+
+
+def test_parts_join():
+    joined = Evaluation.of([BY_HAND, BY_HAND])
+    assert joined.efficacy.n == 4
+    assert joined.score == BY_HAND.score
+
+
+def geometric_mean(model, text: str, target: str) -> float:
+    tokens = model.to_tokens(f"{text} {target}")
+    start = model.to_tokens(text).shape[1]
+    log_probs = model(tokens)[0].log_softmax(-1)
+    picked = [log_probs[i - 1, tokens[0, i]] for i in range(start, tokens.shape[1])]
+    return float(torch.stack(picked).mean().exp())
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2", "llama")), ids=str)
+def test_probabilities_are_geometric_means_over_tokens(case):
+    model = tiny_models.build(case)
+    record = EditRecord(
+        EditRequest("{} is in", "The Eiffel Tower", "Constantinople", "Paris"),
+        paraphrase_prompts=("Where is the Eiffel Tower? In the city of",),
+        neighborhood_prompts=("The Louvre is in", "Notre Dame is in"),
+        other_facts=(("The capital of France is", "Paris"),),
+    )
+    for batch_size in (128, 3):
+        with torch.no_grad():
+            scores = evaluate(model, record, batch_size=batch_size).scores[0]
+            for score in (*scores.efficacy, *scores.paraphrase, *scores.neighborhood):
+                assert score.prob_new == pytest.approx(geometric_mean(model, score.prompt, "Constantinople"), rel=1e-3)
+                assert score.prob_true == pytest.approx(geometric_mean(model, score.prompt, "Paris"), rel=1e-3)
+            assert scores.other_facts[0].prob == pytest.approx(
+                geometric_mean(model, "The capital of France is", "Paris"), rel=1e-3
+            )
+    assert [len(scores.efficacy), len(scores.paraphrase), len(scores.neighborhood)] == [1, 1, 2]
+
+
+def test_no_records_are_refused():
+    with pytest.raises(ValueError, match="at least one record"):
+        evaluate(tiny_models.build("gpt2"), [])
