@@ -122,7 +122,7 @@ def test_without_prefixes_the_means_are_the_bare_prompts(interface):
         assert torch.equal(found.mean_values[1], found.values[1])
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+@pytest.mark.parametrize("batch_size", [1, 5])
 @each_kind
 def test_the_batch_size_is_irrelevant(case, batch_size):
     found = extract_keys_values(shared(case), REQUESTS, LAYERS, prefixes=PREFIXES, batch_size=batch_size)

@@ -1,0 +1,86 @@
+"""``python -m tl_edit`` as a person runs it."""
+
+import pytest
+
+from tl_edit.__main__ import main
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str):
+        code = main(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_the_whole_story_by_default(run):
+    code, out, err = run()
+    assert code == 0, err
+    for words in ("The Eiffel Tower", "Paris", "Rome", "causal tracing", "bit-identical", "efficacy"):
+        assert words in out
+    before, now = (line.split()[-1] for line in out.splitlines() if "sha256" in line)
+    assert before == now
+
+
+def test_another_subject_by_name(run):
+    code, out, _ = run("--subject", "miles davis", "--target-new", "opera")
+    assert code == 0
+    assert "Miles Davis" in out
+    assert "jazz" in out
+
+
+def test_a_relation_by_name_and_a_layer(run):
+    code, out, _ = run("--subject", "Steve Jobs", "--relation", "employer", "--target-new", "Microsoft", "--layer", "1")
+    assert code in (0, 1), "an edit at another layer need not take, but nothing breaks"
+    assert "W_out in layer 1" in out
+    assert "bit-identical" in out
+
+
+def test_a_template_of_ones_own(run):
+    code, out, _ = run("--subject", "Steve Jobs", "--relation", "{} works for", "--target-new", "Microsoft")
+    assert code in (0, 1)
+    assert "bit-identical" in out
+
+
+def test_list_facts(run):
+    code, out, _ = run("--list-facts")
+    assert code == 0
+    assert len(out.splitlines()) > 2000
+    code, out, _ = run("--list-facts", "--subject", "Eiffel Tower")
+    assert code == 0
+    assert "The Eiffel Tower" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--subject", "Atlantis"), ("no bundled fact", "Atlantis", "--list-facts")),
+        (("--subject", "Eiffel Tower", "--relation", "colour of hair"), ("colour of hair", "place of birth")),
+        (("--subject", "Eiffel Tower", "--relation", "{} and {}", "--target-new", "Rome"), ("2 placeholders",)),
+        (("--subject", "Eiffel Tower", "--target-new", "Paris"), ("both 'Paris'",)),
+        (("--layer", "9"), ("layer 9", "layers 0 to 5")),
+        (("--model", "no-such-model-anywhere"), ("--subject", "--relation", "missing")),
+        (
+            ("--model", "no-such-model-anywhere", "--subject", "A", "--relation", "{} is", "--target-new", "B"),
+            ("no-such-model-anywhere", "could not load", "leave --model out"),
+        ),
+        (("--texts", "no/such/file.txt"), ("no/such/file.txt", "UTF-8 text file")),
+        (("--list-facts", "--subject", "Atlantis"), ("no bundled fact",)),
+    ],
+)
+def test_bad_input_is_code_2_with_advice(run, arguments, words):
+    code, _, err = run(*arguments)
+    assert code == 2
+    for word in words:
+        assert word in err.replace("\n", " ")
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "python -m tl_edit --subject" in capsys.readouterr().out.replace("\n", " ")

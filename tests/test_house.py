@@ -1,0 +1,113 @@
+"""The house keeps its rules: floors, light imports, no printing, no pickle."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tl_edit
+
+PACKAGE = Path(tl_edit.__file__).parent
+
+FLOORS = {
+    "host": 0,
+    "request": 0,
+    "tokens": 1,
+    "hooks": 1,
+    "forward": 2,
+    "edit": 2,
+    "trace": 3,
+    "moment": 3,
+    "keys": 3,
+    "values": 3,
+    "prefixes": 3,
+    "data": 3,
+    "rome": 4,
+    "evaluate": 5,
+    "factworld": 6,
+    "story": 7,
+    "__main__": 8,
+    "__init__": 6,
+}
+"""A file imports only from lower floors (within ``factworld/`` the order is its own)."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """Rooms of tl_edit that a file imports, at its top or within functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tl_edit":
+            parts = (node.module or "").split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            found |= {name for name in names if (PACKAGE / f"{name}.py").exists() or (PACKAGE / name).is_dir()}
+            if len(parts) == 1 and set(names) - found:
+                found.add("__init__")
+        elif isinstance(node, ast.Import):
+            found |= {"__init__" for alias in node.names if alias.name.split(".")[0] == "tl_edit"}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    own = room(path)
+    for other in imports_of(path) - {own}:
+        assert FLOORS[other] < FLOORS[own], f"{own} (floor {FLOORS[own]}) imports {other} (floor {FLOORS[other]})"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_print_no_pickle_no_global_state(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"print at line {node.lineno}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", "") or ""]
+            assert not {"pickle", "dill", "joblib"} & {name.split(".")[0] for name in names}
+        assert not isinstance(node, ast.Global), f"global at line {node.lineno}"
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_import_is_light():
+    """What torch itself brings does not count; nothing of this list is torch's."""
+    heavy = "matplotlib pandas datasets transformers transformer_lens circuitsvis pyarrow sklearn scipy"
+    code = (
+        "import torch, sys; before = set(sys.modules); import tl_edit; from tl_edit import factworld; "
+        f"print(*[m for m in '{heavy}'.split() if m in sys.modules and m not in before])"
+    )
+    assert run(code) == ""
+
+
+def test_every_public_name_exists_and_is_documented():
+    assert len(tl_edit.__all__) <= 30
+    for name in tl_edit.__all__:
+        assert getattr(tl_edit, name).__doc__, name
+
+
+def test_version_is_the_installed_one():
+    from importlib import metadata
+
+    try:
+        installed = metadata.version("tl-edit")
+    except metadata.PackageNotFoundError:
+        pytest.skip("tl-edit is not installed, only on the path")
+    assert installed == tl_edit.__version__
+
+
+def test_the_package_is_typed_and_short():
+    assert (PACKAGE / "py.typed").exists()
+    for path in modules():
+        lines = len(path.read_text("utf-8").splitlines())
+        assert lines <= 420, f"{path.name} has {lines} lines"
