@@ -48,8 +48,11 @@ def load_golden(interface: str, *, processed: bool = False, dtype: torch.dtype =
 
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "model")
     hf_model = GPT2LMHeadModel.from_pretrained(GOLDEN / "model").to(dtype)
-    hf_model.config.n_ctx = hf_model.config.n_positions  # TransformerLens reads the old name
-    return tiny_models.boot(hf_model, tokenizer, tiny_models.Case("gpt2", interface, processed), dtype, d_mlp=384, n_ctx=64)
+    # TransformerLens reads the old name.
+    hf_model.config.n_ctx = hf_model.config.n_positions
+    return tiny_models.boot(
+        hf_model, tokenizer, tiny_models.Case("gpt2", interface, processed), dtype, d_mlp=384, n_ctx=64
+    )
 
 
 @pytest.fixture(scope="session")

@@ -104,9 +104,14 @@ def test_three_edits_are_removed_in_any_order(order):
 def test_on_undoes_after_an_exception(model):
     before = weights(model)
     edit = make_edit(model)
-    with pytest.raises(KeyError, match="mine"), edit.on(model):
-        assert edit.is_applied(model)
-        raise KeyError("mine")
+
+    def fail_while_on():
+        with edit.on(model):
+            assert edit.is_applied(model)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail_while_on()
     assert same(weights(model), before)
     assert not edit.is_applied(model)
 

@@ -14,9 +14,7 @@ RECORD = EditRecord(REQUEST)
 
 
 def prompt(new: float, true: float | None, says_new: bool = False, says_true: bool | None = False) -> PromptScore:
-    return PromptScore(
-        prompt="p", prob_new=new, prob_true=true, says_new=says_new, says_true=says_true, prediction="x"
-    )
+    return PromptScore(prompt="p", prob_new=new, prob_true=true, says_new=says_new, says_true=says_true, prediction="x")
 
 
 def other(kept: bool) -> OtherFactScore:

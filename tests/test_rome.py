@@ -261,7 +261,11 @@ class TestBadInput:
 
 def test_published_settings():
     model = tiny_models.build("gpt2")
-    for name, layer, clamp, steps in (("gpt2-xl", 17, 4.0, 20), ("gpt2-medium", 8, 3.0, 20), ("Qwen/Qwen2-7B", 5, 4.0, 25)):
+    for name, layer, clamp, steps in (
+        ("gpt2-xl", 17, 4.0, 20),
+        ("gpt2-medium", 8, 3.0, 20),
+        ("Qwen/Qwen2-7B", 5, 4.0, 25),
+    ):
         model.cfg.model_name = name
         config = ROMEConfig.for_model(model)
         assert (config.layer, config.clamp_norm_factor, config.v_num_grad_steps) == (layer, clamp, steps)

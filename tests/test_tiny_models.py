@@ -29,15 +29,11 @@ WIDTH = {"blocks.1.mlp.hook_post": tiny_models.D_MLP}
 
 TOKENIZERS = {
     "byte_level": tiny_tokenizers.byte_level,
-    "byte_level-opt": functools.partial(
-        tiny_tokenizers.byte_level, bos="</s>", eos="</s>", pad="<pad>", add_bos=True
-    ),
+    "byte_level-opt": functools.partial(tiny_tokenizers.byte_level, bos="</s>", eos="</s>", pad="<pad>", add_bos=True),
     "byte_level-no-bos": functools.partial(tiny_tokenizers.byte_level, bos=None),
     "byte_level-left": functools.partial(tiny_tokenizers.byte_level, padding_side="left"),
     "sentencepiece_like-first": tiny_tokenizers.sentencepiece_like,
-    "sentencepiece_like-always": functools.partial(
-        tiny_tokenizers.sentencepiece_like, prepend_scheme="always"
-    ),
+    "sentencepiece_like-always": functools.partial(tiny_tokenizers.sentencepiece_like, prepend_scheme="always"),
     "sentencepiece_like-never": functools.partial(tiny_tokenizers.sentencepiece_like, prepend_scheme="never"),
     "slow": tiny_tokenizers.slow,
 }

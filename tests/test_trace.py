@@ -106,7 +106,13 @@ def test_the_default_answer_is_the_prediction_and_another_can_be_traced():
 
 @pytest.mark.parametrize(
     ("layer", "window", "depth", "expected"),
-    [(20, 10, 48, range(15, 25)), (2, 10, 48, range(0, 7)), (47, 10, 48, range(42, 48)), (3, 3, 6, range(2, 5)), (1, 1, 6, range(1, 2))],
+    [
+        (20, 10, 48, range(15, 25)),
+        (2, 10, 48, range(7)),
+        (47, 10, 48, range(42, 48)),
+        (3, 3, 6, range(2, 5)),
+        (1, 1, 6, range(1, 2)),
+    ],
 )
 def test_windows_are_the_programs(layer, window, depth, expected):
     assert window_layers(layer, window, depth) == list(expected)

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tl_edit",
         description="Locate a fact in a language model, edit it with ROME, see what changed, and take it back.",
         epilog="Examples: python -m tl_edit --subject 'Miles Davis' --target-new opera   |   python -m tl_edit --model "
-        "gpt2-medium --subject 'The Space Needle' --relation '{} is in the city of' --target-new Paris --texts wiki.txt",
+        "gpt2-medium --subject 'The Space Needle' --relation '{} is in the city of' --target-new Rome --texts wiki.txt",
     )
     parser.add_argument("--subject", help=f"what the fact is about (default: {DEFAULT_SUBJECT})")
     parser.add_argument(
@@ -145,7 +145,7 @@ def _own_record(options: argparse.Namespace, relation: str | None) -> EditRecord
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(
-            f"{' and '.join(missing)} missing; expected a subject, a template with one {{}} and an object to write, e.g. "
+            f"{' and '.join(missing)} missing; expected a subject, a template with one {{}} and an object, e.g. "
             "--subject 'The Space Needle' --relation '{} is in the city of' --target-new Paris."
         )
     return EditRecord(request=EditRequest(relation or "", options.subject, options.target_new))

@@ -9,7 +9,7 @@ The ledger of what is applied lives on the model itself, so it goes where the mo
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -67,8 +67,8 @@ class Edit:
         for layer, delta in self.deltas.items():
             if not (torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()):
                 raise ValueError(
-                    f"{self.method} edit: the change of layer {layer} is not finite; expected finite factors; check the "
-                    "second moment and the loss curve, or load the model in a wider dtype."
+                    f"{self.method} edit: the change of layer {layer} is not finite; expected finite factors; check "
+                    "the second moment and the loss curve, or load the model in a wider dtype."
                 )
 
     @property
@@ -125,7 +125,7 @@ class Edit:
         return self
 
     @contextmanager
-    def on(self, model: Model) -> Iterator["Edit"]:
+    def on(self, model: Model) -> Generator["Edit", None, None]:
         """Switch the edit on inside a ``with`` block; it is undone at the end, also after an exception."""
         self.apply(model)
         try:

@@ -122,9 +122,7 @@ class Evaluation:
             return self._over(group, lambda score: bool(score.says_true))
         return self._over(group, lambda score: score.says_new, needs_true=False)
 
-    def _over(
-        self, group: Group, measure: Callable[[PromptScore], float], *, needs_true: bool = True
-    ) -> Metric | None:
+    def _over(self, group: Group, measure: Callable[[PromptScore], float], *, needs_true: bool = True) -> Metric | None:
         """Mean over records of the mean over a record's prompts."""
         rows = [
             [float(measure(score)) for score in getattr(record, group)]

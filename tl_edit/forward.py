@@ -5,6 +5,7 @@ one it reads, so no logits are computed for it.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -73,3 +74,8 @@ def activations(
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, or as it is if it is float64: half precision is no place for sums."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def length(tensor: Tensor) -> Float[Tensor, ""]:
+    """Euclidean (Frobenius) norm; its gradient at zero is zero."""
+    return cast(Tensor, torch.linalg.vector_norm(tensor))

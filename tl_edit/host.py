@@ -18,7 +18,7 @@ Everywhere ``value = key @ W_out + b_out`` in TransformerLens' orientation ``W_o
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -212,7 +212,7 @@ def check_ready(model: Model, operation: str) -> None:
         # It runs modules that are not among its own, such as GPT-2's dropout of embeddings.
         roots.append(cast(Any, model).original_model)
     for root in roots:
-        for name, module in root.named_modules():
+        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
             rate = _dropout_rate(module)
             if module.training and rate > 0.0:
                 raise ValueError(
@@ -315,7 +315,7 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
 
 
 @contextmanager
-def attached(model: Model, hooks: Iterable[NamedHook]) -> Iterator[None]:
+def attached(model: Model, hooks: Iterable[NamedHook]) -> Generator[None, None, None]:
     """Attach ``hooks`` for the duration of the block and remove exactly these, whatever happens.
 
     Unlike ``model.hooks(...)`` of HookedTransformer, which on exit also wipes hooks that a user left on,

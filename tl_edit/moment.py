@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -51,7 +51,7 @@ class SecondMoment:
         Raises:
             ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions.
         """
-        factor, info = torch.linalg.cholesky_ex(self.matrix.double())
+        factor, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(self.matrix.double()))
         if info.item() or not torch.isfinite(factor).all():
             missing = max(self.d_mlp - self.count, 0)
             raise ValueError(
@@ -71,8 +71,8 @@ class SecondMoment:
         d_mlp = host.w_out(model, self.layer).shape[0]
         if d_mlp != self.d_mlp:
             raise ValueError(
-                f"{operation}: the moment is for layer {self.layer} with d_mlp {self.d_mlp}; {host.model_name(model)}'s "
-                f"layer {self.layer} has d_mlp {d_mlp}; compute it with second_moment(model, texts, "
+                f"{operation}: the moment is for layer {self.layer} with d_mlp {self.d_mlp}; "
+                f"{host.model_name(model)}'s layer {self.layer} has d_mlp {d_mlp}; compute it with second_moment(model, texts, "
                 f"layers=[{self.layer}])."
             )
         made_on = self.provenance

@@ -57,7 +57,7 @@ def generate_prefixes(
     return tuple(
         _as_template(model.tokenizer.decode(row[1:], skip_special_tokens=True))
         for length in lengths
-        for row in _sample(model, int(start), n_per_length, length, top_k, generator).tolist()
+        for row in _sample(model, int(start), n_per_length, length, top_k, generator)
     )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tl_edit import host, tokens
 from tl_edit.edit import Edit, LowRank
+from tl_edit.forward import length
 from tl_edit.host import Model
 from tl_edit.keys import extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
@@ -59,7 +60,7 @@ class ROMEConfig(ValueSearch):
         if name not in _PUBLISHED:
             raise ValueError(
                 f"ROMEConfig.for_model: no published settings for {host.model_name(model)!r}; known are "
-                f"{', '.join(_PUBLISHED)}; choose a layer yourself, e.g. ROMEConfig(layer={host.n_layers(model) // 3}), "
+                f"{', '.join(_PUBLISHED)}; choose a layer, e.g. ROMEConfig(layer={host.n_layers(model) // 3}), "
                 "and check it with a sweep over layers."
             )
         return cls(**_PUBLISHED[name])
@@ -110,15 +111,15 @@ def rome_update(
     wide = torch.float64
     spread = key if direction_key is None else direction_key
     direction = torch.cholesky_solve(spread.to(wide)[:, None], factor.to(wide))
-    length = direction.norm()
-    divisor = key.to(wide) @ direction[:, 0] / length
+    left = direction / length(direction)
+    divisor = key.to(wide) @ left[:, 0]
     if not torch.isfinite(divisor) or divisor == 0:
         raise ValueError(
             f"rome_update: key and direction have the inner product {float(divisor)}; expected a finite number other "
             "than 0; the key at this layer is zero or at odds with its prefixes; choose another layer or prefixes."
         )
     right = (v_star.to(wide) - value.to(wide)) / divisor
-    return LowRank(left=direction / length, right=right[None])
+    return LowRank(left=left, right=right[None])
 
 
 def rome_edit(
@@ -226,5 +227,5 @@ def _diagnostics(
         "delta_ratio": found.delta_ratio,
         "divisor": float(bare @ update.left[:, 0]),
         "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
-        "relative_norm": update.norm() / float(host.w_out(model, layer).double().norm()),
+        "relative_norm": update.norm() / float(length(host.w_out(model, layer).double())),
     }

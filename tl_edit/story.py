@@ -23,9 +23,9 @@ from tl_edit.rome import effective_config, rome_edit
 from tl_edit.trace import CausalTrace, Kind, causal_trace
 
 KIND_WORDS: dict[Kind, str] = {
-    "resid_post": "the state after a layer",
-    "mlp_out": "a window of MLP outputs",
-    "attn_out": "a window of attention outputs",
+    "resid_post": "state after the layer",
+    "mlp_out": "MLP output (window)",
+    "attn_out": "attention output (window)",
 }
 MAX_COLUMNS = 12
 """Layers that a table shows; of deeper models every second, third, ... is shown."""
@@ -35,9 +35,8 @@ def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]
     """The ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
     batch = tokens.pad(model, [tokens.encode(model, prompt)])
     top = forward.last_log_probs(model, batch)[0].exp().topk(k)
-    ids: list[int] = top.indices.tolist()
-    probs: list[float] = top.values.tolist()
-    return [(model.tokenizer.decode([token]), probability) for token, probability in zip(ids, probs, strict=True)]
+    pairs = zip(top.indices, top.values, strict=True)
+    return [(model.tokenizer.decode([int(token)]), float(probability)) for token, probability in pairs]
 
 
 class Story:
@@ -56,7 +55,8 @@ class Story:
         """Tell all chapters; whether the edit took and the weights were restored."""
         model = self.model
         self.console.print(
-            f"[bold]tl_edit[/] on {host.model_name(model)}, a {host.interface(model)} with {host.n_layers(model)} layers"
+            f"[bold]tl_edit[/] on {host.model_name(model)}, a {host.interface(model)} with "
+            f"{host.n_layers(model)} layers"
         )
         record = replace(record, request=self.fact(record.request))
         self.locate(record.request)
@@ -93,22 +93,12 @@ class Story:
         self._chapter(2, "Where it is kept: causal tracing")
         trace = causal_trace(self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > 12)
         self.console.print(
-            f"Probability of {_visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with noise "
-            f"on the subject's embeddings. Restoring one\nclean state brings back up to {trace.total_effect:.3f} "
-            "(the indirect effect; rows: position, columns: layer):"
+            f"Probability of {_visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
+            "noise on the subject's embeddings (*).\n"
+            "What restoring one clean state brings back (rows: position, columns: layer):"
         )
         self.console.print(_heatmap(trace))
-        for kind in trace.kinds:
-            effect = trace.of(kind)
-            layer, position = divmod(int(effect.argmax()), effect.shape[1])
-            last = trace.subject_span[1] - 1
-            early = int(effect[:, last].argmax())
-            self.console.print(
-                f"  {KIND_WORDS[kind]}: strongest {effect[layer, position]:.3f} at layer {layer}, "
-                f"{_visible(trace.str_tokens[position])!r}; at the subject's last token {effect[early, last]:.3f} at layer "
-                f"{early}",
-                highlight=False,
-            )
+        self.console.print(_strongest(trace))
         return trace
 
     def write(self, request: EditRequest) -> Edit:
@@ -207,6 +197,24 @@ def _heatmap(trace: CausalTrace) -> Table:
         mark = "*" if start <= position < end else " "
         cells = [_cell(float(effect[layer, position]), trace.total_effect) for layer in shown]
         table.add_row(Text(f"  {_visible(token)}{mark}"), *cells)
+    return table
+
+
+def _strongest(trace: CausalTrace) -> Table:
+    """Per kind: the strongest indirect effect at the subject's last token, and anywhere."""
+    table = Table(box=None, header_style="bold dim", pad_edge=False)
+    for column in ("  restored", "at the subject's last token", "anywhere"):
+        table.add_column(column)
+    last = trace.subject_span[1] - 1
+    for kind in trace.kinds:
+        effect = trace.of(kind)
+        layer, position = divmod(int(effect.argmax()), effect.shape[1])
+        early = int(effect[:, last].argmax())
+        table.add_row(
+            f"  {KIND_WORDS[kind]}",
+            f"{effect[early, last]:.3f} in layer {early}",
+            Text(f"{effect[layer, position]:.3f} in layer {layer}, {_visible(trace.str_tokens[position])!r}"),
+        )
     return table
 
 

@@ -89,7 +89,7 @@ def encode(model: Model, text: str, *, prepend_bos: bool | None = None) -> Int[T
 def str_tokens(model: Model, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
     """Each token decoded alone, as pictures show it."""
     decode = model.tokenizer.decode
-    return tuple(decode([token], clean_up_tokenization_spaces=False) for token in tokens.tolist())
+    return tuple(decode([token], clean_up_tokenization_spaces=False) for token in map(int, tokens))
 
 
 def tokenize_request(
@@ -123,7 +123,7 @@ def tokenize_prompt(model: Model, prompt: str, subject: str, *, prepend_bos: boo
 
 def _prompt(model: Model, text: str, start: int, end: int, prepend_bos: bool | None) -> Prompt:
     tokens = encode(model, text, prepend_bos=prepend_bos)
-    span = _token_span(model.tokenizer, text, tokens.tolist(), start, end)
+    span = _token_span(model.tokenizer, text, list(map(int, tokens)), start, end)
     return Prompt(text=text, tokens=tokens, str_tokens=str_tokens(model, tokens), subject_span=span)
 
 

@@ -190,7 +190,7 @@ class _Runs:
     def restored(self, clean: dict[str, Float[Tensor, "1 pos d_model"]]) -> Float[Tensor, " pos"]:
         """Mean probability with the given clean states restored at each position in turn."""
         probs: list[Tensor] = []
-        for positions in torch.arange(len(self.prompt.tokens)).split(self.cells_per_batch):
+        for positions in torch.split(torch.arange(len(self.prompt.tokens)), self.cells_per_batch):
             rows = positions.repeat_interleave(len(self.draws))
             hooks = [(name, _restore_each(act, rows)) for name, act in clean.items()]
             probs.append(self._mean_probs(len(positions), hooks))
@@ -237,8 +237,8 @@ def _target(
     if len(target) > 1:
         pieces = tokens.str_tokens(model, target)
         raise ValueError(
-            f"causal_trace: the answer {answer!r} is {len(target)} tokens, {list(pieces)}; expected one; pass its first "
-            "piece, or None for the token that the model predicts."
+            f"causal_trace: the answer {answer!r} is {len(target)} tokens, {list(pieces)}; expected one; pass its "
+            "first piece, or None for the token that the model predicts."
         )
     return int(target[0])
 
@@ -251,8 +251,8 @@ def _check_settings(
         raise ValueError(f"causal_trace: kinds {list(kinds)}; expected some of {', '.join(KINDS)}.")
     if n_samples < 1 or noise < 0 or (noise_std is not None and noise_std < 0):
         raise ValueError(
-            f"causal_trace: n_samples {n_samples}, noise {noise}, noise_std {noise_std}; expected at least 1 sample and "
-            "noise of 0 or more; the paper's are 10 and 3."
+            f"causal_trace: n_samples {n_samples}, noise {noise}, noise_std {noise_std}; expected at least 1 "
+            "sample and noise of 0 or more; the paper's are 10 and 3."
         )
     if window is not None and window < 1:
         raise ValueError(

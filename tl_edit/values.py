@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import forward, host, tokens
-from tl_edit.forward import at_least_float32
+from tl_edit.forward import at_least_float32, length
 from tl_edit.host import HookFn, Model
 from tl_edit.request import EditRequest
 
@@ -77,7 +77,7 @@ class OptimizedValue:
     @property
     def delta_ratio(self) -> float:
         """``|v* - v0| / |v0|``; at ``clamp_norm_factor`` the clamp was active."""
-        return float((self.v_star - self.v0).norm() / self.v0.norm())
+        return float(length(self.v_star - self.v0) / length(self.v0))
 
     def __repr__(self) -> str:
         return (
@@ -154,7 +154,7 @@ def optimize_value(
 def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch) -> OptimizedValue:
     delta = torch.zeros_like(v0, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=search.v_lr)
-    longest = search.clamp_norm_factor * float(v0.norm())
+    longest = search.clamp_norm_factor * float(length(v0))
     unedited: Tensor | None = None
     losses: list[float] = []
     while True:
@@ -163,7 +163,7 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
             # The first pass has delta = 0, so it is the unedited model.
             unedited = terms.kl_log_probs.detach()
         kl = torch.nn.functional.kl_div(unedited, terms.kl_log_probs, log_target=True, reduction="sum")
-        loss = terms.nll + search.kl_factor * kl + search.v_weight_decay * delta.norm() / v0.norm() ** 2
+        loss = terms.nll + search.kl_factor * kl + search.v_weight_decay * length(delta) / length(v0) ** 2
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise ValueError(
@@ -175,9 +175,9 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
         delta.grad = torch.autograd.grad(loss, delta)[0]
         optimizer.step()
         with torch.no_grad():
-            length = float(delta.norm())
-            if length > longest:
-                delta.mul_(longest / length)
+            too_long = float(length(delta)) / longest
+            if too_long > 1:
+                delta.div_(too_long)
     return OptimizedValue(
         v_star=(v0 + delta.detach()).cpu(),
         v0=v0.cpu(),

@@ -1,4 +1,6 @@
-"""Measure the bundled model: recall, causal trace, ROME by layer with controls. ``python tests/benchmarks/bundled_model.py``.
+"""Measure the bundled model: recall, causal trace, ROME by layer with controls.
+
+``python tests/benchmarks/bundled_model.py`` takes some twenty minutes on two cores.
 
 Settings were chosen on development facts (even index in ``facts()``); what is printed here is measured on test facts
 (odd index). The markdown it prints is the README's.
@@ -115,9 +117,8 @@ def main() -> None:
         print(f"{len(world)} facts, {len({fact.subject for fact in world})} subjects")
         for held_out in (False, True):
             accuracy, probability, n = recall(model, world, held_out)
-            print(
-                f"recall on {'held-out' if held_out else 'trained'} templates: {accuracy:.4f} (p {probability:.4f}, {n} prompts)"
-            )
+            kind = "held-out" if held_out else "trained"
+            print(f"recall on {kind} templates: {accuracy:.4f} (p {probability:.4f}, {n} prompts)")
     if "trace" not in args.skip:
         average_trace(model, random.Random(args.seed).sample(list(pool), 64))
     moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
@@ -130,9 +131,8 @@ def main() -> None:
         if hasattr(config, name) and value is not None and name != "seed"
     }
     config = replace(config, **changed)
-    print(
-        f"\nROME on {args.n} {'development' if args.dev else 'test'} facts, C from {moments[0].count:,} tokens, {config}\n"
-    )
+    pool_name = "development" if args.dev else "test"
+    print(f"\nROME on {args.n} {pool_name} facts, C from {moments[0].count:,} tokens, {config}\n")
     print("| layer | S | ES | PS | NS | EA | PA | NA | other facts kept |\n|---|---|---|---|---|---|---|---|---|")
     print(row("no edit", tl_edit.evaluate(model, records)), flush=True)
     for layer in range(model.cfg.n_layers) if args.layers is None else args.layers:
