@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, reduce  # pyright: ignore[reportUnknownVariableType]
 from jaxtyping import Float
 from torch import Tensor
 
@@ -96,8 +97,7 @@ def extract_keys_values(
             read[name].append(act[rows, last].cpu())
 
     def by_request(name: str) -> Float[Tensor, "request prefix width"]:
-        stacked = torch.cat(read[name])
-        return stacked.view(len(asked), len(templates), -1)
+        return rearrange(torch.cat(read[name]), "(request prefix) width -> request prefix width", request=len(asked))
 
     keys = {layer: by_request(key) for layer, (key, _) in names.items()}
     values = {layer: by_request(value) for layer, (_, value) in names.items()}
@@ -116,7 +116,7 @@ def extract_keys_values(
 
 def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor, "request width"]:
     """Mean over prefixes, summed in float64 and rounded once."""
-    return over_prefixes.double().mean(dim=1).to(over_prefixes.dtype)
+    return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(over_prefixes.dtype)
 
 
 def _chunks(prompts: Sequence[tokens.Prompt], size: int) -> Iterator[Sequence[tokens.Prompt]]:

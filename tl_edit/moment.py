@@ -72,8 +72,8 @@ class SecondMoment:
         if d_mlp != self.d_mlp:
             raise ValueError(
                 f"{operation}: the moment is for layer {self.layer} with d_mlp {self.d_mlp}; "
-                f"{host.model_name(model)}'s layer {self.layer} has d_mlp {d_mlp}; compute it with second_moment(model, texts, "
-                f"layers=[{self.layer}])."
+                f"{host.model_name(model)}'s layer {self.layer} has d_mlp {d_mlp}; compute it with "
+                f"second_moment(model, texts, layers=[{self.layer}])."
             )
         made_on = self.provenance
         if made_on is not None and made_on.model_name != host.model_name(model):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from einops import reduce, repeat  # pyright: ignore[reportUnknownVariableType]
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -199,9 +200,10 @@ class _Runs:
     def _mean_probs(self, cells: int, hooks: Sequence[NamedHook]) -> Float[Tensor, " pos"]:
         samples, span = len(self.draws), self.prompt.subject_span
         batch = tokens.pad(self.model, [self.prompt.tokens] * (cells * samples))
-        corrupt = (host.EMBED, _add_noise(self.draws.repeat(cells, 1, 1), span))
+        draws = repeat(self.draws, "sample pos d_model -> (cell sample) pos d_model", cell=cells)
+        corrupt = (host.EMBED, _add_noise(draws, span))
         probs = last_log_probs(self.model, batch, [corrupt, *hooks])[:, self.target].double().exp()
-        return probs.view(cells, samples).mean(dim=1).cpu()
+        return reduce(probs, "(cell sample) -> cell", "mean", sample=samples).cpu()
 
 
 def _add_noise(draws: Float[Tensor, "batch pos d_model"], span: tuple[int, int]) -> HookFn:
