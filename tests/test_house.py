@@ -111,3 +111,31 @@ def test_the_package_is_typed_and_short():
     for path in modules():
         lines = len(path.read_text("utf-8").splitlines())
         assert lines <= 420, f"{path.name} has {lines} lines"
+
+
+def test_wrong_types_get_advice_without_shape_checks():
+    """In the test run the shape checker speaks first, so this is asked in a process without it."""
+    code = """
+from tl_edit import EditRequest, rome_edit, extract_keys_values, optimize_value, SecondMoments
+from tl_edit.factworld import load_fact_model
+model, request = load_fact_model(), EditRequest("{} is in", "Rome", "Paris")
+moments = SecondMoments.identity(model, [0])
+for call in (
+    lambda: rome_edit(model, {"prompt": "{} is in"}, moments),
+    lambda: rome_edit(model, request, None),
+    lambda: extract_keys_values(model, ["The Eiffel Tower"], [0]),
+    lambda: optimize_value(model, "The Eiffel Tower", 0),
+    lambda: EditRequest("{} is in", 5, "Rome"),
+    lambda: rome_edit("gpt2", request, moments),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    messages = run(code).splitlines()
+    assert len(messages) == 6
+    words = ["type dict", "type NoneType", "type str", "type str", "subject is 5 of type int", "found builtins.str"]
+    for message, word in zip(messages, words, strict=True):
+        assert word in message
+        assert "expected" in message

@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_edit import host, tokens
 from tl_edit.forward import activations
 from tl_edit.host import Model
-from tl_edit.request import EditRequest, check_template
+from tl_edit.request import EditRequest, as_requests, check_template
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -71,9 +71,7 @@ def extract_keys_values(
             the subject cannot be located, active dropout.
     """
     operation = "extract_keys_values"
-    asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-    if not asked:
-        raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
+    asked = as_requests(requests, operation)
     if batch_size < 1:
         raise ValueError(f"{operation}: batch_size {batch_size}; expected 1 or more rows; the default is 64.")
     host.check_ready(model, operation)

@@ -5,7 +5,9 @@ is in the city of" continue with " Rome". The one space between prompt and targe
 target may be given with or without it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import cast
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,27 @@ class EditRequest:
     def __str__(self) -> str:
         old = f" (was {self.target_true})" if self.target_true else ""
         return f"{self.prompt} → {self.target_new}{old}"
+
+
+def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
+    """One request or several as a tuple, checked.
+
+    Raises:
+        ValueError: If there is none, or something else than a request among them, such as a dict.
+    """
+    several = isinstance(requests, Iterable) and not isinstance(requests, str | dict)
+    listed = tuple(cast(Iterable[object], requests)) if several else (requests,)
+    if not listed:
+        raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
+    checked: list[EditRequest] = []
+    for request in listed:
+        if not isinstance(request, EditRequest):
+            raise ValueError(
+                f"{operation}: found a request of type {type(request).__name__}; expected EditRequest; write "
+                "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')."
+            )
+        checked.append(request)
+    return tuple(checked)
 
 
 _EXAMPLE = {

@@ -29,7 +29,7 @@ from tl_edit.host import Model
 from tl_edit.keys import extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
-from tl_edit.request import EditRequest
+from tl_edit.request import EditRequest, as_requests
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
 
@@ -160,6 +160,7 @@ def rome_edit(
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
+    (request,) = as_requests(request, operation)
     config = effective_config(model, layer, config)
     at = config.layer
     if at is None:
@@ -205,9 +206,14 @@ def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
     return generate_prefixes(model, lengths=config.prefix_lengths, n_per_length=config.n_prefixes, seed=config.seed)
 
 
-def _moment_for(model: Model, moments: SecondMoments | SecondMoment, layer: int, operation: str) -> SecondMoment:
+def _moment_for(model: Model, moments: object, layer: int, operation: str) -> SecondMoment:
     """The moment of ``layer``, checked against the model."""
     by_layer = SecondMoments([moments]) if isinstance(moments, SecondMoment) else moments
+    if not isinstance(by_layer, SecondMoments):
+        raise ValueError(
+            f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
+            f"texts, layers=[{layer}]), or SecondMoments.identity(model, [{layer}]) for the control without."
+        )
     if layer not in by_layer:
         raise ValueError(
             f"{operation}: the second moments given are for layers {list(by_layer)}; the edit is at layer {layer}; "

@@ -26,7 +26,7 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.forward import at_least_float32, length
 from tl_edit.host import HookFn, Model
-from tl_edit.request import EditRequest
+from tl_edit.request import EditRequest, as_requests
 
 KL_RELATION = "{} is a"
 
@@ -140,6 +140,7 @@ def optimize_value(
     operation = "optimize_value"
     host.check_ready(model, operation)
     host.check_layers(model, [layer], operation)
+    (request,) = as_requests(request, operation)
     search = search or ValueSearch()
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
