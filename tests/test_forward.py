@@ -1,6 +1,7 @@
 """Running part of a model: what is read, where the pass ends, and that nothing is left behind."""
 
 import contextlib
+import dataclasses
 import functools
 
 import pytest
@@ -147,6 +148,15 @@ def test_every_grad_mode_will_do_and_is_left_as_it_was(case, mode):
 
 
 @each_interface
+def test_reading_keeps_no_graph(interface):
+    modes = []
+    note = (host.EMBED, lambda act, hook=None: modes.append(torch.is_grad_enabled()))
+    activations(shared(Case("gpt2", interface, False)), batch(), NAMES, [note])
+    last_log_probs(shared(Case("gpt2", interface, False)), batch(), [note])
+    assert modes == [False, False]
+
+
+@each_interface
 def test_it_works_with_gradients_disabled_globally(interface):
     model = shared(Case("gpt2", interface, False))
     expected = activations(model, batch(), NAMES)
@@ -235,6 +245,17 @@ def test_last_log_probs_are_those_after_each_rows_last_real_token(case):
             alone = model(batch().tokens[row : row + 1, :length]).log_softmax(-1)[0, -1]
             torch.testing.assert_close(last[row], alone, atol=2e-5, rtol=0)
     torch.testing.assert_close(last.exp().sum(-1), torch.ones(3), atol=1e-5, rtol=0)
+
+
+@each_interface
+def test_the_attention_mask_reaches_the_model(interface):
+    model = shared(Case("gpt2", interface, False))
+    hidden = dataclasses.replace(batch(1), attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1]]))
+    assert (last_log_probs(model, hidden) - last_log_probs(model, batch(1))).abs().max() > 0.01
+    name = host.resid_post_name(1)
+    assert (activations(model, hidden, [name])[name] - activations(model, batch(1), [name])[name])[
+        0, -1
+    ].abs().max() > 0.01
 
 
 @each_case

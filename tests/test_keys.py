@@ -213,10 +213,9 @@ def test_other_dtypes_are_kept(interface, family, dtype):
 
 
 def test_the_mean_is_summed_in_float64_and_rounded_once():
-    pages = torch.tensor([[[256.0], [1.0], [1.0], [1.0]]], dtype=torch.bfloat16)
-    expected = (pages.double().sum(1) / 4).bfloat16()
-    assert torch.equal(keys._mean(pages), expected)
-    assert not torch.equal(functools.reduce(torch.add, pages[0]) / 4, expected[0])
+    # In float32, 2^24 + 1 is 2^24.
+    over_prefixes = torch.tensor([2.0**24, 1.0, 1.0, 1.0])[None, :, None]
+    assert torch.equal(keys._mean(over_prefixes), torch.tensor([[(2**24 + 3) / 4]]))
 
 
 # --- what it leaves alone, and what it does not compute ------------------------------------------------

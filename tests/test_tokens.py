@@ -94,7 +94,7 @@ REQUESTS = {
     "new-line": ("Question: where is {}?\nAnswer:", "Beijing"),
     "two-spaces": ("The city of  {}  is", "New  York"),
 }
-PREFIXES = ["{}", "{}", "It was. {}", "The Eiffel Tower, 北京, é. {}", "“{}", "{} Yes"]
+PREFIXES = ["{}", "{}", "It was. {}", "The Eiffel Tower, 北京, é. {}", "“{}", "{} Yes", "{1} and } {}{"]
 
 
 @each_tokenizer
@@ -431,7 +431,7 @@ def test_a_model_without_a_tokenizer_can_be_given_rows_of_ids():
 
 
 def padding_cases():
-    for case in available_cases(["gpt2", "llama", "gemma2", "opt", "gpt_neo", "phi"]):
+    for case in available_cases(["gpt2", "llama", "gemma2", "opt"]):
         if not case.processed:
             for side in ("right", "left"):
                 yield pytest.param(case, side, id=f"{case}-{side}")

@@ -133,9 +133,7 @@ def build(
     if isinstance(case, str):
         case = Case(case, interface or next(iter(interfaces())), processed)
     if case.interface not in interfaces():
-        raise ValueError(
-            f"{case} needs {case.interface}; the installed TransformerLens has {list(interfaces())}"
-        )
+        raise ValueError(f"{case} needs {case.interface}; the installed TransformerLens has {list(interfaces())}")
     if tokenizer is None:
         tokenizer = default_tokenizer(case.family)
     elif not tiny_tokenizers.is_round_tripped(tokenizer):
@@ -174,9 +172,7 @@ def default_tokenizer(family: str) -> Any:
     if family in ("llama", "mixtral"):
         return tiny_tokenizers.sentencepiece_like()
     if family == "gemma2":
-        return tiny_tokenizers.sentencepiece_like(
-            bos="<bos>", eos="<eos>", pad="<pad>", prepend_scheme="never"
-        )
+        return tiny_tokenizers.sentencepiece_like(bos="<bos>", eos="<eos>", pad="<pad>", prepend_scheme="never")
     return tiny_tokenizers.byte_level()
 
 
@@ -196,9 +192,7 @@ def build_hf(
         name = name.replace("embed_out", "lm_head")
         # Casting the parameters only: rotary buffers stay in float32, as they do in
         # `from_pretrained(dtype=)`.
-        parameter.data = _draw(name, parameter.shape, d_vocab, f"{family} {seed}", family == "gemma2").to(
-            dtype
-        )
+        parameter.data = _draw(name, parameter.shape, d_vocab, f"{family} {seed}", family == "gemma2").to(dtype)
     model.config.dtype = dtype
     return model
 
@@ -297,9 +291,7 @@ def _hooked_transformer(
     from transformer_lens import loading_from_pretrained as loading
 
     # A name with "llama" or "gemma" in it is taken for one of the official models; only gemma2 has to be.
-    official_name = {"gemma2": "google/gemma-2-2b", "llama": "tiny-lama"}.get(
-        case.family, f"tiny-{case.family}"
-    )
+    official_name = {"gemma2": "google/gemma-2-2b", "llama": "tiny-lama"}.get(case.family, f"tiny-{case.family}")
     convert = loading.convert_hf_model_config
     sizes: dict[str, Any] = {"d_mlp": d_mlp}
     if case.family == "gemma2":
@@ -323,9 +315,7 @@ def _hooked_transformer(
     with (
         mock.patch.object(loading, "OFFICIAL_MODEL_NAMES", names),
         mock.patch.object(loading, "convert_hf_model_config", tiny_config),
-        mock.patch.object(
-            loading, "AutoConfig", SimpleNamespace(from_pretrained=lambda *_, **__: hf_model.config)
-        ),
+        mock.patch.object(loading, "AutoConfig", SimpleNamespace(from_pretrained=lambda *_, **__: hf_model.config)),
     ):
         return interfaces()[HOOKED_TRANSFORMER].from_pretrained(
             official_name,

@@ -77,8 +77,9 @@ def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
     Raises:
         ValueError: If there is none, or something else than a request among them, such as a dict.
     """
-    several = isinstance(requests, Iterable) and not isinstance(requests, str | dict)
-    listed = tuple(cast(Iterable[object], requests)) if several else (requests,)
+    listed: tuple[object, ...] = (requests,)
+    if isinstance(requests, Iterable) and not isinstance(requests, str | dict):
+        listed = tuple(cast(Iterable[object], requests))
     if not listed:
         raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
     checked: list[EditRequest] = []
