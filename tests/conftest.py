@@ -9,6 +9,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
+from tl_edit.factworld import Fact, facts, load_fact_model
 from tl_edit.request import EditRequest
 
 # The models are tiny: one thread is fastest, and many threads on a busy machine can be a hundred times slower.
@@ -58,6 +59,14 @@ def load_golden(interface: str, *, processed: bool = False, dtype: torch.dtype =
 @pytest.fixture(scope="session")
 def fact_model():
     """The bundled model; tests that edit it must undo."""
-    from tl_edit.factworld import load_fact_model
-
     return load_fact_model()
+
+
+@pytest.fixture(scope="session")
+def world() -> tuple[Fact, ...]:
+    return facts()
+
+
+@pytest.fixture(scope="session")
+def eiffel(world) -> Fact:
+    return next(fact for fact in world if fact.subject == "Eiffel Tower" and fact.relation == "P276")

@@ -780,3 +780,11 @@ def test_shared_models_were_not_changed():
     for case in [case for case in CASES if case.family == "gpt2"]:
         assert torch.equal(log_probs(shared(case)), log_probs(build(case)))
         assert isinstance(host.w_out(shared(case), 0), Tensor)
+
+
+def test_a_matrix_of_another_shape_is_not_broadcast():
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match=r"shape \[80\]|shape \[1, 32\]|\[32, 80\]"):
+        host.write_w_out(model, 1, host.w_out(model, 1).T.clone())
+    with pytest.raises(ValueError, match=r"found a matrix of shape \[1, 32\]; expected \[80, 32\]"):
+        host.write_w_out(model, 1, torch.ones(1, 32))

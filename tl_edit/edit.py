@@ -54,7 +54,7 @@ class Edit:
 
     method: str
     deltas: Mapping[int, LowRank]
-    """By layer: the change of ``W_out``, on the CPU, float64."""
+    """By layer: the change of ``W_out``, on the CPU in float64."""
     requests: tuple[EditRequest, ...]
     config: Any
     """The effective settings, layers included."""
@@ -243,8 +243,8 @@ def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
     for edit in edits:
         delta = edit.deltas.get(layer)
         if delta is not None:
-            change = delta.left.to(base.device, torch.float64) @ delta.right.to(base.device, torch.float64)
-            weight = (weight.double() + change).to(base.dtype)
+            # On the CPU, so that every device rounds alike; not all have float64.
+            weight = (weight.to("cpu", torch.float64) + delta.matrix).to(base.dtype)
     if not torch.isfinite(weight).all():
         raise ValueError(
             f"applying an edit: W_out of layer {layer} would not be finite in {base.dtype}; expected finite weights; "

@@ -23,7 +23,7 @@ from torch import Tensor
 from tl_edit.host import HookFn
 
 Positions = int | slice | Sequence[int]
-"""Where in the sequence: one position, a slice, or a list of positions."""
+"""Where in the sequence: one position, a slice (``slice(*prompt.subject_span)``), or a list of positions."""
 
 
 def corrupt_subject(
@@ -60,12 +60,12 @@ def corrupt_subject(
     def hook(act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> Float[Tensor, "batch pos d_model"]:
         _inside(act, end - 1, "corrupt_subject")
         out = act.clone()
-        # Added in float64 and rounded once, as the published program does.
-        subject = out[rows, start:end].double()
+        # Added in float64 and rounded once, as the published program does; on the CPU, as some devices lack it.
+        subject = out[rows, start:end].to("cpu", torch.float64)
         # Of each row alone, so that the noise does not depend on how many rows there are.
         scale = noise * subject.std(dim=(1, 2), keepdim=True) if noise_std is None else noise_std
-        draws = gaussian_draws(subject.shape, seed=seed).to(act.device)
-        out[rows, start:end] = (subject + scale * draws).to(act.dtype)
+        noisy = subject + scale * gaussian_draws(subject.shape, seed=seed)
+        out[rows, start:end] = noisy.to(act.device, act.dtype)
         return out
 
     return hook
@@ -152,6 +152,11 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
         raise ValueError(
             f"{what}: the activation is of shape {list(act.shape)}; expected [batch, pos, width]; choose a hook point "
             "that keeps the sequence as an axis."
+        )
+    if isinstance(positions, tuple):
+        raise ValueError(
+            f"{what}: positions are the tuple {positions}, which could mean a span or single positions; write "
+            f"slice(*{positions}) for the span, or list({positions}) for the positions."
         )
     length = act.shape[1]
     if isinstance(positions, slice):

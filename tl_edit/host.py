@@ -306,8 +306,18 @@ def w_out(model: Model, layer: int) -> Float[Tensor, "d_mlp d_model"]:
 
 @torch.no_grad()
 def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -> None:
-    """Write ``new`` into every live copy of ``W_out``, in place, rounding once to the weights' dtype."""
-    for view in w_out_views(model, layer):
+    """Write ``new`` into every live copy of ``W_out``, in place, rounding once to the weights' dtype.
+
+    Raises:
+        ValueError: If ``new`` has another shape, which torch might broadcast.
+    """
+    views = w_out_views(model, layer)
+    if new.shape != views[0].shape:
+        raise ValueError(
+            f"writing W_out of layer {layer}: found a matrix of shape {list(new.shape)}; expected "
+            f"{list(views[0].shape)}, [d_mlp d_model]; transpose it if it is in Hugging Face's orientation."
+        )
+    for view in views:
         view.copy_(new)
 
 

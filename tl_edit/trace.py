@@ -212,7 +212,8 @@ def _add_noise(draws: Float[Tensor, "batch pos d_model"], span: tuple[int, int])
     def hook(act: Tensor, hook: object = None) -> Tensor:
         out = act.clone()
         subject = slice(*span)
-        out[:, subject] = (act[:, subject].double() + draws.to(act.device)).to(act.dtype)
+        noisy = act[:, subject].to("cpu", torch.float64) + draws
+        out[:, subject] = noisy.to(act.device, act.dtype)
         return out
 
     return hook
