@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="use development facts (for choosing settings)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--layers", type=int, nargs="*", default=None)
-    parser.add_argument("--skip", nargs="*", default=[], help="recall trace controls")
+    parser.add_argument("--skip", nargs="*", default=[], help="what to leave out: recall, trace, controls")
     for name in ("v_lr", "clamp_norm_factor", "v_weight_decay", "kl_factor", "stop_loss"):
         parser.add_argument(f"--{name}", type=float)
     for name in ("v_num_grad_steps", "n_prefixes"):
@@ -122,7 +122,6 @@ def main() -> None:
     if "trace" not in args.skip:
         average_trace(model, random.Random(args.seed).sample(list(pool), 64))
     moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
-    # Half of the sample has other facts of its subject to keep, where the pool allows it.
     records = sample_records(pool, world, args.n, seed=args.seed)
     config = ROMEConfig.for_model(model)
     changed = {
