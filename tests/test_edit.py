@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
+from jaxtyping import TypeCheckError
 
-from tl_edit import Edit, EditRequest, LowRank, applied_edits, host
+from tl_edit import Edit, EditRequest, LowRank, applied_edits, forget_edits, host
 from tl_edit.edit import _ledger
 
 CASES = tiny_models.available_cases(("gpt2", "llama", "gemma2"))
@@ -223,3 +224,37 @@ def test_reprs_tell_the_fact_and_escape_it():
     html = hostile._repr_html_()
     assert "<script>" not in html
     assert "&lt;script&gt;x&lt;/script&gt; is → &lt;b&gt;" in html
+
+
+def test_loading_the_original_weights_ends_all_edits():
+    model = tiny_models.build("gpt2")
+    original = {name: value.clone() for name, value in model.state_dict().items()}
+    edit = make_edit(model, (0, 1)).apply(model)
+    model.load_state_dict(original)
+    assert applied_edits(model) == []
+    assert not edit.is_applied(model)
+    edit.apply(model)
+    edit.undo(model)
+    assert same(weights(model), weights(tiny_models.build("gpt2")))
+
+
+def test_changed_weights_are_not_called_edited_and_can_be_accepted():
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model).apply(model)
+    host.write_w_out(model, 1, host.w_out(model, 1) + 1)
+    with pytest.raises(ValueError, match=r"changed from outside.*tl_edit.forget_edits\(model\)"):
+        edit.is_applied(model)
+    new_base = weights(model)
+    forget_edits(model)
+    assert applied_edits(model) == []
+    with edit.on(model):
+        assert not same(weights(model), new_base)
+    assert same(weights(model), new_base)
+
+
+@pytest.mark.parametrize("what", [None, "gpt2"])
+def test_what_is_not_a_model_is_refused(what):
+    edit = make_edit(tiny_models.build("gpt2"))
+    for call in (edit.apply, edit.undo, edit.is_applied, applied_edits):
+        with pytest.raises((ValueError, TypeCheckError)):
+            call(what)

@@ -126,3 +126,28 @@ def test_probabilities_are_geometric_means_over_tokens(case):
 def test_no_records_are_refused():
     with pytest.raises(ValueError, match="at least one record"):
         evaluate(tiny_models.build("gpt2"), [])
+
+
+def test_records_are_checked():
+    with pytest.raises(ValueError, match="does not end in a space"):
+        EditRecord(REQUEST, neighborhood_prompts=("The Louvre is in ",))
+    with pytest.raises(ValueError, match="does not end in a space"):
+        EditRecord(REQUEST, other_facts=((" ", "Paris"),))
+
+
+def test_a_batch_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        evaluate(tiny_models.build("gpt2"), RECORD, batch_size=0)
+
+
+def test_an_edit_whose_weights_are_gone_is_switched_on_again():
+    """After the original weights are loaded, the edit must not be believed to be in them."""
+    from test_edit import make_edit
+
+    model = tiny_models.build("gpt2")
+    original = {name: value.clone() for name, value in model.state_dict().items()}
+    edit = make_edit(model).apply(model)
+    edited = evaluate(model, RECORD, edit=edit).scores
+    model.load_state_dict(original)
+    assert evaluate(model, RECORD, edit=edit).scores == edited
+    assert evaluate(model, RECORD).scores != edited

@@ -1,7 +1,7 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
 from tl_edit.data import EditRecord
-from tl_edit.edit import Edit, LowRank, applied_edits
+from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
@@ -34,6 +34,7 @@ __all__ = [
     "corrupt_subject",
     "evaluate",
     "extract_keys_values",
+    "forget_edits",
     "generate_prefixes",
     "optimize_value",
     "restore",

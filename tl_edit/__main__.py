@@ -91,12 +91,12 @@ def _find_relation(name: str) -> str:
 
 def _select(options: argparse.Namespace, world: Sequence[Fact]) -> list[Fact]:
     """The bundled facts that ``--subject`` and ``--relation`` (name or id) select."""
-    subject = (options.subject or "").strip().lower()
+    subject = None if options.subject is None else options.subject.strip().lower()
     relation = _find_relation(options.relation) if options.relation and "{}" not in options.relation else None
     return [
         fact
         for fact in world
-        if (not subject or fact.subject.lower() == subject) and (relation is None or fact.relation == relation)
+        if (subject is None or fact.subject.lower() == subject) and (relation is None or fact.relation == relation)
     ]
 
 
@@ -106,6 +106,12 @@ def _list_facts(console: Console, options: argparse.Namespace) -> None:
         raise ValueError(
             f"--list-facts: no bundled fact has the subject {options.subject!r}; leave --subject out to see all."
         )
+    if not console.is_terminal:
+        # For grep and cut: one line a fact, whatever its length.
+        for fact in chosen:
+            cells = (fact.subject, RELATIONS[fact.relation].name, fact.object, fact.trained_templates[0])
+            console.out("\t".join(cells).replace("{}", fact.subject), highlight=False)
+        return
     table = Table(box=None, header_style="bold")
     for column in ("subject", "relation", "object", "as a prompt"):
         table.add_column(column, overflow="fold")
@@ -121,14 +127,16 @@ def _bundled_record(options: argparse.Namespace) -> EditRecord:
     world = facts()
     if options.subject is None and options.relation is None:
         options.subject = DEFAULT_SUBJECT
-        options.target_new = options.target_new or DEFAULT_TARGET
+        options.target_new = DEFAULT_TARGET if options.target_new is None else options.target_new
     chosen = _select(options, world)
     if options.relation and "{}" in options.relation:
         chosen = []
     if chosen:
         fact = chosen[0]
         others = [name for name in objects_of(fact.relation, world) if name != fact.object]
-        return edit_record(fact, options.target_new or others[0], world, seed=options.seed)
+        return edit_record(
+            fact, others[0] if options.target_new is None else options.target_new, world, seed=options.seed
+        )
     if options.subject is None or options.relation is None:
         raise ValueError(
             f"no bundled fact has the subject {options.subject!r}; expected one that `python -m tl_edit --list-facts` "

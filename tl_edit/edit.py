@@ -134,9 +134,16 @@ class Edit:
             self.undo(model)
 
     def is_applied(self, model: Model) -> bool:
-        """Whether this edit (or a copy of it) is written into ``model``."""
+        """Whether this edit (or a copy of it) is written into ``model``.
+
+        Raises:
+            ValueError: If it was, but the weights of its layers were changed from outside since.
+        """
         fingerprint = self.fingerprint
-        return any(edit.fingerprint == fingerprint for edit in applied_edits(model))
+        applied = any(edit.fingerprint == fingerprint for edit in applied_edits(model))
+        if applied:
+            _ledger(model).check_untouched(model, self.layers, "asking whether an edit is applied")
+        return applied
 
     def _check_fits(self, model: Model) -> None:
         host.check_layers(model, self.layers, "applying an edit")
@@ -172,9 +179,17 @@ class Edit:
 
 
 def applied_edits(model: Model) -> list[Edit]:
-    """The edits that are written into ``model``, in the order in which they were applied."""
-    ledger = cast(Any, model).__dict__.get(_LEDGER)
-    return list(ledger.edits) if ledger is not None else []
+    """The edits that are written into ``model``, in the order in which they were applied.
+
+    If all edited weights were put back from outside, as loading the original state dict does, there are none.
+    """
+    return list(_ledger(model).edits)
+
+
+def forget_edits(model: Model) -> None:
+    """Take the weights as they are for the new base, and forget the edits in them: none can be undone any more."""
+    _ledger(model)
+    cast(Any, model).__dict__.pop(_LEDGER, None)
 
 
 @dataclass
@@ -200,7 +215,8 @@ class _Ledger:
                 raise ValueError(
                     f"{operation}: W_out of layer {layer} was changed from outside since tl_edit last wrote it; "
                     "expected it untouched (training, loading weights, casting and weight processing all change it); "
-                    "put the weights back, or load the model afresh."
+                    "put the weights back, load the model afresh, or accept them as the new base with "
+                    "tl_edit.forget_edits(model)."
                 )
 
     def rewrite(self, model: Model, edits: list[Edit], layers: Sequence[int]) -> None:
@@ -229,8 +245,16 @@ class _Ledger:
 
 
 def _ledger(model: Model) -> _Ledger:
+    host.interface(model)
     # In __dict__, because a bridge redirects plain attributes to the Hugging Face model.
-    return cast(Any, model).__dict__.setdefault(_LEDGER, _Ledger())
+    ledger: _Ledger = cast(Any, model).__dict__.setdefault(_LEDGER, _Ledger())
+    if ledger.layers and all(
+        torch.equal(host.w_out(model, layer), record.base.to(host.w_out(model, layer)))
+        for layer, record in ledger.layers.items()
+    ):
+        # Somebody put all of the original weights back: nothing is applied any more.
+        ledger.edits, ledger.layers = [], {}
+    return ledger
 
 
 def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:

@@ -25,7 +25,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_edit import forward, host, tokens
-from tl_edit.data import EditRecord
+from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
@@ -199,9 +199,9 @@ def evaluate(
         ValueError: For no records, targets that cannot be tokenised, active dropout.
     """
     operation = "evaluate"
-    listed = (records,) if isinstance(records, EditRecord) else tuple(records)
-    if not listed:
-        raise ValueError(f"{operation} needs at least one record; found none; pass [EditRecord(...)].")
+    listed = as_records(records, operation)
+    if batch_size < 1:
+        raise ValueError(f"{operation}: batch_size is {batch_size}; expected 1 or more rows per forward pass.")
     host.check_ready(model, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     questions = [_Question(model, prompt, answer, bos) for record in listed for prompt, answer in _questions(record)]

@@ -12,6 +12,7 @@ a new tensor and leave the given one alone. A causal-tracing run by hand::
     ])
 """
 
+import math
 from collections.abc import MutableMapping, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def corrupt_subject(
     start, end = span
     if not 0 <= start < end:
         raise ValueError(f"corrupt_subject: span {span} is empty; expected (first, one past last), e.g. (1, 4).")
-    if noise < 0 or (noise_std is not None and noise_std < 0):
+    if not 0 <= (noise if noise_std is None else noise_std) < math.inf:
         raise ValueError(f"corrupt_subject: noise {noise}, noise_std {noise_std}; expected 0 or more.")
 
     def hook(act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> Float[Tensor, "batch pos d_model"]:
@@ -73,6 +74,8 @@ def corrupt_subject(
 
 def gaussian_draws(shape: Sequence[int], *, seed: int) -> Tensor:
     """Standard normal draws in float64 from numpy's ``RandomState(seed)``, the published programs' stream."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ValueError(f"drawing noise: seed is {seed!r}; expected an integer of 0 or more; the published one is 1.")
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(tuple(shape)))
 
 

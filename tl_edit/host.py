@@ -188,6 +188,12 @@ def check_layers(model: Model, layers: Sequence[int], operation: str) -> None:
         ValueError: naming ``operation``, what was found, what is expected and a remedy.
     """
     depth = n_layers(model)
+    numbers = cast(object, layers)
+    if not isinstance(numbers, Sequence) or any(type(layer) is not int for layer in cast(Sequence[object], numbers)):
+        raise ValueError(
+            f"{operation} got layers {layers!r}; expected integers from 0 to {depth - 1}; pass e.g. "
+            f"layers=[{depth // 3}]."
+        )
     if not layers:
         raise ValueError(f"{operation} needs at least one layer; found none; pass e.g. layers=[{depth // 3}].")
     for layer in layers:

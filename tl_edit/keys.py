@@ -77,6 +77,8 @@ def extract_keys_values(
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
+    if isinstance(prefixes, str):
+        raise ValueError(f"{operation}: prefixes is one string; expected several; write [{prefixes!r}].")
     templates = ("{}", *(prefixes or ()))
     for template in templates:
         check_template(template, "prefix")

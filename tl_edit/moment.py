@@ -76,11 +76,16 @@ class SecondMoment:
                 f"second_moment(model, texts, layers=[{self.layer}])."
             )
         made_on = self.provenance
-        if made_on is not None and made_on.model_name != host.model_name(model):
+        if made_on is not None and _bare_name(made_on.model_name) != _bare_name(host.model_name(model)):
             raise ValueError(
                 f"{operation}: the moment of layer {self.layer} was computed on {made_on.model_name}; this model is "
                 f"{host.model_name(model)}; compute it with second_moment(model, texts, layers=[{self.layer}])."
             )
+
+
+def _bare_name(name: str) -> str:
+    """A model's name without its organisation, which only one of the two interfaces keeps."""
+    return name.split("/")[-1].lower()
 
 
 class SecondMoments(Mapping[int, SecondMoment]):
@@ -207,7 +212,7 @@ def _rows(
         else:
             row = text.to("cpu", torch.long)
         row = row[: int(min(context, left))]
-        if len(row):
+        if len(row) > int(prepend_bos and isinstance(text, str)):
             rows.append(row)
             left -= len(row)
     if not rows:

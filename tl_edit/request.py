@@ -93,6 +93,18 @@ def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
     return tuple(checked)
 
 
+def as_request(request: object, operation: str) -> EditRequest:
+    """The one request that ``operation`` takes.
+
+    Raises:
+        ValueError: If there is none, more than one, or something else.
+    """
+    found = as_requests(request, operation)
+    if len(found) > 1:
+        raise ValueError(f"{operation} takes one request; found {len(found)}; call it once for each.")
+    return next(iter(found))
+
+
 _EXAMPLE = {
     "relation": "{} is in the city of",
     "subject": "The Eiffel Tower",

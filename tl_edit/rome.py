@@ -16,7 +16,7 @@ same norm writes nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from tl_edit.host import Model
 from tl_edit.keys import extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
-from tl_edit.request import EditRequest, as_requests
+from tl_edit.request import EditRequest, as_request
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
 
@@ -161,7 +161,7 @@ def rome_edit(
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
-    (request,) = as_requests(request, operation)
+    request = as_request(request, operation)
     config = effective_config(model, layer, config)
     at = config.layer
     if at is None:
@@ -191,6 +191,11 @@ def rome_edit(
 
 def effective_config(model: Model, layer: int | None, config: ROMEConfig | None) -> ROMEConfig:
     """The settings that count: ``layer`` over ``config`` over the published ones."""
+    if config is not None and not isinstance(cast(object, config), ROMEConfig):
+        raise ValueError(
+            f"rome_edit: found settings of type {type(config).__name__}; expected ROMEConfig; write "
+            "ROMEConfig(layer=...)."
+        )
     if config is None:
         try:
             config = ROMEConfig.for_model(model)
@@ -234,5 +239,5 @@ def _diagnostics(
         "delta_ratio": found.delta_ratio,
         "divisor": float(bare @ update.left[:, 0]),
         "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
-        "relative_norm": update.norm() / float(length(host.w_out(model, layer).double())),
+        "relative_norm": update.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
     }

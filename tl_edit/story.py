@@ -142,10 +142,11 @@ class Story:
         )
         for title, olds, news, wanted in groups:
             for i, (was, now) in enumerate(zip(olds, news, strict=True)):
-                table.add_row(*_row(title if i == 0 else "", was.prompt, wanted, was.prediction, now.prediction))
+                good = bool(now.says_true) if title == "neighbor" else now.says_new
+                table.add_row(*_row(title if i == 0 else "", was.prompt, wanted, was.prediction, now.prediction, good))
         for i, (was, now) in enumerate(zip(old.other_facts, new.other_facts, strict=True)):
             title = "same subject" if i == 0 else ""
-            table.add_row(*_row(title, was.prompt, was.answer, was.prediction, now.prediction))
+            table.add_row(*_row(title, was.prompt, was.answer, was.prediction, now.prediction, now.kept))
         self.console.print(table)
         self.console.print()
         self.console.print(_metrics(before, after))
@@ -175,8 +176,7 @@ def _visible(token: str) -> str:
     return token.replace("\n", "↵").strip() or "␣"
 
 
-def _row(title: str, prompt: str, wanted: str, before: str, after: str) -> list[Text]:
-    good = after.strip() == wanted or (after.strip() != "" and wanted.startswith(after.strip()))
+def _row(title: str, prompt: str, wanted: str, before: str, after: str, good: bool) -> list[Text]:
     return [
         Text(title, style="dim"),
         Text(prompt),
@@ -221,7 +221,7 @@ def _strongest(trace: CausalTrace) -> Table:
 def _cell(value: float, top: float) -> Text:
     share = max(0.0, min(1.0, value / top)) if top > 0 else 0.0
     dark = f"rgb({int(30 + 60 * share)},{int(30 + 40 * share)},{int(40 + 150 * share)})"
-    return Text(f"{value:5.2f}", style=Style(color="white" if share > 0.05 else "grey50", bgcolor=dark))
+    return Text(f"{round(value, 2) + 0.0:5.2f}", style=Style(color="white" if share > 0.05 else "grey50", bgcolor=dark))
 
 
 def _metrics(before: Evaluation, after: Evaluation) -> Table:

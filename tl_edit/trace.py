@@ -13,6 +13,7 @@ restored - corrupted. Restoring everything gives the clean run, restoring nothin
 This is the plain program: every run goes through the whole model.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -124,7 +125,7 @@ def causal_trace(
     """
     operation = "causal_trace"
     host.check_ready(model, operation)
-    _check_settings(model, kinds, window, noise, noise_std, n_samples)
+    _check_settings(model, kinds, window, noise, noise_std, n_samples, batch_size)
     bos = tokens.resolve_bos(model, prepend_bos)
     asked = tokens.tokenize_prompt(model, prompt, subject, prepend_bos=bos)
     depth, length = host.n_layers(model), len(asked.tokens)
@@ -137,7 +138,7 @@ def causal_trace(
     target = _target(model, prompt, answer, bos, log_probs)
     start, end = asked.subject_span
     if noise_std is None:
-        noise_std = noise * float(clean[host.EMBED][0, start:end].double().std())
+        noise_std = noise * float(clean[host.EMBED][0, start:end].to("cpu", torch.float64).std())
     draws = noise_std * gaussian_draws((n_samples, end - start, clean[host.EMBED].shape[-1]), seed=seed)
     runs = _Runs(model, asked, target, draws, batch_size)
     table = torch.empty(len(kinds), depth, length, dtype=torch.float64)
@@ -202,8 +203,8 @@ class _Runs:
         batch = tokens.pad(self.model, [self.prompt.tokens] * (cells * samples))
         draws = repeat(self.draws, "sample pos d_model -> (cell sample) pos d_model", cell=cells)
         corrupt = (host.EMBED, _add_noise(draws, span))
-        probs = last_log_probs(self.model, batch, [corrupt, *hooks])[:, self.target].double().exp()
-        return reduce(probs, "(cell sample) -> cell", "mean", sample=samples).cpu()
+        probs = last_log_probs(self.model, batch, [corrupt, *hooks])[:, self.target].cpu().double().exp()
+        return reduce(probs, "(cell sample) -> cell", "mean", sample=samples)
 
 
 def _add_noise(draws: Float[Tensor, "batch pos d_model"], span: tuple[int, int]) -> HookFn:
@@ -247,15 +248,22 @@ def _target(
 
 
 def _check_settings(
-    model: Model, kinds: Sequence[Kind], window: int | None, noise: float, noise_std: float | None, n_samples: int
+    model: Model,
+    kinds: Sequence[Kind],
+    window: int | None,
+    noise: float,
+    noise_std: float | None,
+    n_samples: int,
+    batch_size: int,
 ) -> None:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ValueError(f"causal_trace: kinds {list(kinds)}; expected some of {', '.join(KINDS)}.")
-    if n_samples < 1 or noise < 0 or (noise_std is not None and noise_std < 0):
+    scale = noise if noise_std is None else noise_std
+    if n_samples < 1 or batch_size < 1 or not 0 <= scale < math.inf:
         raise ValueError(
-            f"causal_trace: n_samples {n_samples}, noise {noise}, noise_std {noise_std}; expected at least 1 "
-            "sample and noise of 0 or more; the paper's are 10 and 3."
+            f"causal_trace: n_samples {n_samples}, batch_size {batch_size}, noise {noise}, noise_std {noise_std}; "
+            "expected at least 1 sample and row, and finite noise of 0 or more; the paper's are 10 and 3."
         )
     if window is not None and window < 1:
         raise ValueError(

@@ -26,7 +26,7 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.forward import at_least_float32, length
 from tl_edit.host import HookFn, Model
-from tl_edit.request import EditRequest, as_requests
+from tl_edit.request import EditRequest, as_request
 
 KL_RELATION = "{} is a"
 
@@ -50,13 +50,13 @@ class ValueSearch:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        if self.v_num_grad_steps < 1 or self.v_lr <= 0 or self.clamp_norm_factor <= 0:
+        if not (self.v_num_grad_steps >= 1 and 0 < self.v_lr < math.inf and 0 < self.clamp_norm_factor < math.inf):
             raise ValueError(
                 f"value search: v_num_grad_steps {self.v_num_grad_steps}, v_lr {self.v_lr}, clamp_norm_factor "
                 f"{self.clamp_norm_factor}; expected at least 1 step and positive numbers; the published settings are "
                 "20, 0.5 and 4."
             )
-        if self.v_weight_decay < 0 or self.kl_factor < 0:
+        if not (0 <= self.v_weight_decay < math.inf and 0 <= self.kl_factor < math.inf):
             raise ValueError(
                 f"value search: v_weight_decay {self.v_weight_decay}, kl_factor {self.kl_factor}; expected 0 or more; "
                 "the published settings are 0.5 and 0.0625."
@@ -140,7 +140,7 @@ def optimize_value(
     operation = "optimize_value"
     host.check_ready(model, operation)
     host.check_layers(model, [layer], operation)
-    (request,) = as_requests(request, operation)
+    request = as_request(request, operation)
     search = search or ValueSearch()
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
