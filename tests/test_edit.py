@@ -258,3 +258,13 @@ def test_what_is_not_a_model_is_refused(what):
     for call in (edit.apply, edit.undo, edit.is_applied, applied_edits):
         with pytest.raises((ValueError, TypeCheckError)):
             call(what)
+
+
+def test_an_edit_too_small_for_the_dtype_is_applied_all_the_same():
+    model = tiny_models.build("gpt2", dtype=torch.bfloat16)
+    before = weights(model)
+    edit = make_edit(model, scale=1e-9)
+    with edit.on(model):
+        assert edit.is_applied(model)
+        assert same(weights(model), before)
+    assert not edit.is_applied(model)

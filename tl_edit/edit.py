@@ -219,6 +219,14 @@ class _Ledger:
                     "tl_edit.forget_edits(model)."
                 )
 
+    def was_reset(self, model: Model) -> bool:
+        """Whether somebody put all of the original weights back, so that nothing is applied any more."""
+        current = {layer: host.w_out(model, layer) for layer in self.layers}
+        if not all(torch.equal(weight, self.layers[layer].base.to(weight)) for layer, weight in current.items()):
+            return False
+        # An edit too small for the dtype leaves the weights as they were and is applied all the same.
+        return any(_hash(record.base) != record.written for record in self.layers.values())
+
     def rewrite(self, model: Model, edits: list[Edit], layers: Sequence[int]) -> None:
         """Make ``edits`` the applied ones by rewriting ``layers``; on any failure all is as before."""
         records = {
@@ -248,11 +256,7 @@ def _ledger(model: Model) -> _Ledger:
     host.interface(model)
     # In __dict__, because a bridge redirects plain attributes to the Hugging Face model.
     ledger: _Ledger = cast(Any, model).__dict__.setdefault(_LEDGER, _Ledger())
-    if ledger.layers and all(
-        torch.equal(host.w_out(model, layer), record.base.to(host.w_out(model, layer)))
-        for layer, record in ledger.layers.items()
-    ):
-        # Somebody put all of the original weights back: nothing is applied any more.
+    if ledger.was_reset(model):
         ledger.edits, ledger.layers = [], {}
     return ledger
 

@@ -1,6 +1,6 @@
 """The host: everything tl_edit knows about TransformerLens, and the only file that knows it.
 
-Two interfaces are spoken: ``HookedTransformer`` (TransformerLens 2.16 to 3.9) and ``TransformerBridge``
+Two interfaces are spoken: ``HookedTransformer`` (TransformerLens 2.18 to 3.9) and ``TransformerBridge``
 (from 3.8), raw or with processed weights. They agree on hook names and differ in where ``W_out`` lives,
 which copies of it are alive, and where the raw output of ``W_out`` can be seen. A model is recognised by
 what it is, so TransformerLens need not be imported here.
