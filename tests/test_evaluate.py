@@ -124,7 +124,7 @@ def test_probabilities_are_geometric_means_over_tokens(case):
 
 
 def test_no_records_are_refused():
-    with pytest.raises(ValueError, match="at least one record"):
+    with pytest.raises(ValueError, match="at least one EditRecord"):
         evaluate(tiny_models.build("gpt2"), [])
 
 

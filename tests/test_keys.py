@@ -289,7 +289,7 @@ def test_gradients_may_be_off_or_in_inference_mode(interface):
 @each_interface
 def test_no_requests_are_refused(interface):
     with pytest.raises(
-        ValueError, match=r"extract_keys_values needs at least one request; found none; pass \[EditRequest"
+        ValueError, match=r"extract_keys_values needs at least one EditRequest; found none; pass \[EditRequest"
     ):
         extract_keys_values(shared(Case("gpt2", interface, False)), [], [1])
 

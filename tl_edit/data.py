@@ -1,10 +1,8 @@
 """Records: a request with the prompts that judge it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
 
-from tl_edit.request import EditRequest
+from tl_edit.request import EditRequest, as_several
 
 
 @dataclass(frozen=True)
@@ -51,22 +49,6 @@ def _checked(prompt: object, name: str) -> str:
 
 
 def as_records(records: object, operation: str) -> tuple[EditRecord, ...]:
-    """One record or several as a tuple, checked.
-
-    Raises:
-        ValueError: If there is none, or something else than a record among them, such as a bare request.
-    """
-    listed: tuple[object, ...] = (records,)
-    if isinstance(records, Iterable) and not isinstance(records, str | dict):
-        listed = tuple(cast(Iterable[object], records))
-    if not listed:
-        raise ValueError(f"{operation} needs at least one record; found none; pass [EditRecord(...)].")
-    checked: list[EditRecord] = []
-    for record in listed:
-        if not isinstance(record, EditRecord):
-            raise ValueError(
-                f"{operation}: found a record of type {type(record).__name__}; expected EditRecord; write "
-                "EditRecord(request, paraphrase_prompts=..., neighborhood_prompts=...)."
-            )
-        checked.append(record)
-    return tuple(checked)
+    """One record or several as a tuple, checked; see `as_several`."""
+    example = "EditRecord(request, paraphrase_prompts=..., neighborhood_prompts=...)"
+    return as_several(records, EditRecord, operation, example=example)

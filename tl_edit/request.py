@@ -7,7 +7,9 @@ target may be given with or without it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import cast
+from typing import TypeVar, cast
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,32 @@ class EditRequest:
         return f"{self.prompt} → {self.target_new}{old}"
 
 
-def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
-    """One request or several as a tuple, checked.
+def as_several(values: object, kind: type[T], operation: str, *, example: str) -> tuple[T, ...]:
+    """One ``kind`` or several as a tuple, checked.
 
     Raises:
-        ValueError: If there is none, or something else than a request among them, such as a dict.
+        ValueError: If there is none, or something else among them; it shows the ``example``.
     """
-    listed: tuple[object, ...] = (requests,)
-    if isinstance(requests, Iterable) and not isinstance(requests, str | dict):
-        listed = tuple(cast(Iterable[object], requests))
+    listed: tuple[object, ...] = (values,)
+    if isinstance(values, Iterable) and not isinstance(values, str | dict):
+        listed = tuple(cast(Iterable[object], values))
     if not listed:
-        raise ValueError(f"{operation} needs at least one request; found none; pass [EditRequest(...)].")
-    checked: list[EditRequest] = []
-    for request in listed:
-        if not isinstance(request, EditRequest):
+        raise ValueError(f"{operation} needs at least one {kind.__name__}; found none; pass [{example}].")
+    checked: list[T] = []
+    for value in listed:
+        if not isinstance(value, kind):
             raise ValueError(
-                f"{operation}: found a request of type {type(request).__name__}; expected EditRequest; write "
-                "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')."
+                f"{operation}: found something of type {type(value).__name__}; expected {kind.__name__}; "
+                f"write {example}."
             )
-        checked.append(request)
+        checked.append(value)
     return tuple(checked)
+
+
+def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
+    """One request or several as a tuple, checked; see `as_several`."""
+    example = "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')"
+    return as_several(requests, EditRequest, operation, example=example)
 
 
 def as_request(request: object, operation: str) -> EditRequest:
