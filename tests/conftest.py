@@ -18,17 +18,21 @@ torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="session")
-def golden():
+def read_golden(folder: Path) -> SimpleNamespace:
     """What the published programs computed: see golden/README.md."""
     return SimpleNamespace(
-        texts=json.loads((GOLDEN / "texts.json").read_text("utf-8")),
-        rome=json.loads((GOLDEN / "rome.json").read_text("utf-8")),
-        rome_tensors=load_file(GOLDEN / "rome.safetensors"),
-        moments=load_file(GOLDEN / "second_moment.safetensors"),
-        trace=json.loads((GOLDEN / "trace.json").read_text("utf-8")),
-        trace_tensors=load_file(GOLDEN / "trace.safetensors"),
+        texts=json.loads((folder / "texts.json").read_text("utf-8")),
+        rome=json.loads((folder / "rome.json").read_text("utf-8")),
+        rome_tensors=load_file(folder / "rome.safetensors"),
+        moments=load_file(folder / "second_moment.safetensors"),
+        trace=json.loads((folder / "trace.json").read_text("utf-8")),
+        trace_tensors=load_file(folder / "trace.safetensors"),
     )
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return read_golden(GOLDEN)
 
 
 def golden_request(case: dict) -> EditRequest:
