@@ -1,8 +1,11 @@
 """``python -m tl_edit`` as a person runs it."""
 
 import pytest
+import tiny_models
+from rich.console import Console
 
 from tl_edit.__main__ import main
+from tl_edit.story import Story
 
 
 @pytest.fixture
@@ -70,6 +73,8 @@ def test_list_facts(run):
         ),
         (("--texts", "no/such/file.txt"), ("no/such/file.txt", "UTF-8 text file")),
         (("--list-facts", "--subject", "Atlantis"), ("no bundled fact",)),
+        (("--list-facts", "--subject", "Eiffel Tower", "--relation", "P19"), ("--relation 'P19'", "leave one")),
+        (("--relation", "the {} is"), ("--subject is missing", "--subject 'Eiffel Tower'")),
     ],
 )
 def test_bad_input_is_code_2_with_advice(run, arguments, words):
@@ -77,6 +82,20 @@ def test_bad_input_is_code_2_with_advice(run, arguments, words):
     assert code == 2
     for word in words:
         assert word in err.replace("\n", " ")
+
+
+def test_too_few_texts_are_found_out_before_the_trace(run, tmp_path):
+    (tmp_path / "few.txt").write_text("a b c", "utf-8")
+    code, out, err = run("--texts", str(tmp_path / "few.txt"))
+    assert code == 2
+    assert "singular" in err
+    assert "causal tracing" not in out
+
+
+def test_a_model_without_published_settings_needs_a_layer():
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match=r"--layer is missing.*expected 0 to 2; pass e.g. --layer 1"):
+        Story(model, Console(), texts=["Rome."])
 
 
 def test_help_shows_an_example(capsys):

@@ -412,3 +412,16 @@ def test_a_tuple_of_positions_is_refused_as_ambiguous():
     for hook in (shift(torch.ones(3), (2, 5)), restore(act, (2, 5)), capture({}, "x", (2, 5))):
         with pytest.raises(ValueError, match=r"slice\(\*\(2, 5\)\) for the span"):
             hook(act)
+
+
+@pytest.mark.parametrize("position", [np.int64(3), torch.tensor(3), [np.int64(3)], torch.tensor([3]), np.array([3])])
+def test_positions_of_other_libraries_are_taken(position):
+    store = {}
+    capture(store, "x", position)(acts())
+    assert torch.equal(store["x"], acts()[:, [3]])
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([True, False]), [True, False], True], ids=str)
+def test_what_is_not_a_position_is_refused(mask):
+    with pytest.raises(ValueError, match=r"capture: positions are .*; expected integers.*; for a mask write"):
+        capture({}, "x", mask)(acts())

@@ -435,6 +435,8 @@ def test_a_mixture_of_experts_is_refused_by_name(case):
         host.check_layers(model, [LAYER], "my_operation")
     with pytest.raises(ValueError, match="MoE"):
         host.w_out(model, LAYER)
+    with pytest.raises(ValueError, match="MoE"):
+        host.value_name(model, LAYER)
 
 
 def put_weight(model, weight):

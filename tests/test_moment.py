@@ -133,3 +133,8 @@ def test_bad_input_is_refused(texts, options, message):
 def test_one_string_is_not_a_list_of_texts():
     with pytest.raises(ValueError, match="one string"):
         second_moment(tiny_models.build("gpt2"), "The Eiffel Tower", [1], progress=False)
+
+
+def test_ids_of_another_tokenizer_are_refused():
+    with pytest.raises(ValueError, match=r"token ids from 5 to 10000000; .* tokenise with the model's own"):
+        second_moment(tiny_models.build("gpt2"), [torch.tensor([5, 10_000_000])], [0], progress=False)

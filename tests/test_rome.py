@@ -283,3 +283,8 @@ def test_half_precision_models_are_edited_and_restored(interface, dtype):
     assert not torch.equal(host.w_out(model, 1), before[1])
     edit.undo(model)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+
+
+def test_impossible_settings_are_refused():
+    with pytest.raises(ValueError, match="n_prefixes is -1; expected"):
+        ROMEConfig(n_prefixes=-1)

@@ -1,5 +1,7 @@
 """The search for v*: the loss of the papers, and nothing of the model changed."""
 
+import copy
+
 import pytest
 import tiny_models
 import torch
@@ -107,6 +109,29 @@ def test_half_precision_models_are_searched_in_float32(dtype):
     found = optimize_value(tiny_models.build("gpt2", dtype=dtype), REQUEST, 1)
     assert found.v_star.dtype == torch.float32
     assert found.losses[-1] < found.losses[0]
+
+
+def test_a_setting_that_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="stop_loss is nan; expected a number; the default is"):
+        ValueSearch(stop_loss=float("nan"))
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(["gpt2", "llama"]), ids=str)
+def test_no_graph_is_left_on_the_model(case):
+    """The attention of bridges keeps its last pattern; with its graph the model could not be copied."""
+    model = tiny_models.build(case)
+    optimize_value(model, REQUEST, 1, search=ValueSearch(v_num_grad_steps=2))
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    assert all(value.grad_fn is None for value in kept)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(REQUEST.prompt), model(REQUEST.prompt))
+
+
+def test_weights_made_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match=r"optimize_value: .*inference_mode.*; load the model outside"):
+        optimize_value(model, REQUEST, 1)
 
 
 @pytest.mark.parametrize(

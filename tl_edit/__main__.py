@@ -103,9 +103,9 @@ def _select(options: argparse.Namespace, world: Sequence[Fact]) -> list[Fact]:
 def _list_facts(console: Console, options: argparse.Namespace) -> None:
     chosen = _select(options, facts())
     if not chosen:
-        raise ValueError(
-            f"--list-facts: no bundled fact has the subject {options.subject!r}; leave --subject out to see all."
-        )
+        given = {"--subject": options.subject, "--relation": options.relation}
+        wanted = " and ".join(f"{name} {value!r}" for name, value in given.items() if value is not None)
+        raise ValueError(f"--list-facts: no bundled fact has {wanted}; leave one of them out to see more.")
     if not console.is_terminal:
         # For grep and cut: one line a fact, whatever its length.
         for fact in chosen:
@@ -137,7 +137,12 @@ def _bundled_record(options: argparse.Namespace) -> EditRecord:
         return edit_record(
             fact, others[0] if options.target_new is None else options.target_new, world, seed=options.seed
         )
-    if options.subject is None or options.relation is None:
+    if options.subject is None:
+        raise ValueError(
+            f"--subject is missing: --relation {options.relation!r} is a template of your own; expected a subject "
+            "to put into it, e.g. --subject 'Eiffel Tower' --target-new Rome."
+        )
+    if options.relation is None:
         raise ValueError(
             f"no bundled fact has the subject {options.subject!r}; expected one that `python -m tl_edit --list-facts` "
             "shows, or a --relation and a --target-new of your own beside it."

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -124,6 +124,8 @@ class Evaluation:
 
     def _over(self, group: Group, measure: Callable[[PromptScore], float], *, needs_true: bool = True) -> Metric | None:
         """Mean over records of the mean over a record's prompts."""
+        if group not in get_args(Group):
+            raise ValueError(f"Evaluation: no group {group!r}; expected one of {', '.join(get_args(Group))}.")
         rows = [
             [float(measure(score)) for score in getattr(record, group)]
             for record in self.scores

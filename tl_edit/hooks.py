@@ -13,8 +13,9 @@ a new tensor and leave the given one alone. A causal-tracing run by hand::
 """
 
 import math
+import operator
 from collections.abc import MutableMapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from tl_edit.host import HookFn
 
-Positions = int | slice | Sequence[int]
+Positions = SupportsIndex | slice | Sequence[SupportsIndex]
 """Where in the sequence: one position, a slice (``slice(*prompt.subject_span)``), or a list of positions."""
 
 
@@ -167,7 +168,7 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
         outside = [bound for bound in bounds if not -length <= bound <= length]
         listed = range(length)[positions]
     else:
-        listed = [positions] if isinstance(positions, int) else positions
+        listed = _integers(positions, what)
         outside = [position for position in listed if not -length <= position < length]
     if outside:
         raise ValueError(
@@ -175,3 +176,15 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
             f"{length - 1}; was the subject located in another prompt, or without its BOS?"
         )
     return [position % length for position in listed]
+
+
+def _integers(positions: Any, what: str) -> list[int]:
+    """One position or several as plain integers, whatever library they come from; a mask is not a list of positions."""
+    several: object = positions.tolist() if hasattr(positions, "tolist") else positions
+    listed = cast(Sequence[Any], several if isinstance(several, Sequence) else [several])
+    if any(isinstance(position, bool) or not hasattr(position, "__index__") for position in listed):
+        raise ValueError(
+            f"{what}: positions are {positions!r}; expected integers, a slice, or a list of integers; for a mask write "
+            "mask.nonzero().flatten()."
+        )
+    return [operator.index(position) for position in listed]

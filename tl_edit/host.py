@@ -170,6 +170,8 @@ def value_name(model: Model, layer: int) -> str:
     how to hook.
     """
     if interface(model) == "HookedTransformer":
+        if "W_out" not in _mlp(model, layer)._parameters:
+            raise ValueError(_no_dense_w_out(layer))
         post_norm = hasattr(model.blocks[layer], "ln2_post")
         return f"blocks.{layer}.mlp" if post_norm else f"blocks.{layer}.hook_mlp_out"
     for part in ("out", "dense_out"):
@@ -294,6 +296,11 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
 def _check_readable(layer: int, weight: Tensor) -> None:
     if weight.is_meta:
         raise ValueError(_unreadable(layer, "on the meta device"))
+    if weight.is_inference():
+        raise ValueError(
+            f"W_out of layer {layer} was made under torch.inference_mode(), where torch forbids writing it and "
+            "gradients through it; expected ordinary weights; load the model outside of it (no_grad is fine)."
+        )
     if weight.ndim != 2 or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         raise ValueError(_unreadable(layer, f"{weight.dtype} of shape {tuple(weight.shape)}"))
 
@@ -328,6 +335,22 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
 
 
 # --- hooks ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_graph_left(model: Model) -> Generator[None, None, None]:
+    """Whatever happens in the block, no module holds a gradient graph of it afterwards.
+
+    The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
+    in memory, and the model cannot be deep-copied.
+    """
+    try:
+        yield
+    finally:
+        for module in cast(nn.Module, model).modules():
+            for name, kept in vars(module).items():
+                if isinstance(kept, Tensor) and kept.grad_fn is not None:
+                    vars(module)[name] = kept.detach()
 
 
 @contextmanager

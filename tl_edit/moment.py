@@ -158,6 +158,8 @@ def second_moment(
     operation = "second_moment"
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
+    if batch_tokens < 1:
+        raise ValueError(f"{operation}: batch_tokens is {batch_tokens}; expected 1 or more; the default is 4096.")
     bos = tokens.resolve_bos(model, prepend_bos)
     rows = _rows(model, texts, bos, max_tokens, seed)
     total = sum(map(len, rows))
@@ -168,7 +170,7 @@ def second_moment(
             real = batch.attention_mask.bool()
             read = activations(model, batch, list(names.values()))
             for layer, name in names.items():
-                keys = at_least_float32(read[name][real])
+                keys = at_least_float32(read[name][real.to(read[name].device)])
                 _add_gram(sums, layer, keys)
             bar.update(int(real.sum()))
     made_on = host.provenance(model, prepend_bos=bos, seed=seed)
@@ -210,7 +212,7 @@ def _rows(
         if isinstance(text, str):
             row = model.to_tokens(text, prepend_bos=prepend_bos, truncate=False)[0].to("cpu", torch.long)
         else:
-            row = text.to("cpu", torch.long)
+            row = _checked_ids(model, text)
         row = row[: int(min(context, left))]
         if len(row) > int(prepend_bos and isinstance(text, str)):
             rows.append(row)
@@ -218,6 +220,25 @@ def _rows(
     if not rows:
         raise ValueError("second_moment: texts hold no tokens; expected a sample of ordinary text; pass more of it.")
     return rows
+
+
+def _checked_ids(model: Model, ids: object) -> Int[Tensor, " _"]:
+    """Token ids of one text, on the CPU."""
+    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not isinstance(ids, Tensor) or not whole or ids.ndim != 1:
+        found = f"a tensor of {ids.dtype}, shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(
+            f"second_moment: texts hold {found}; expected strings, or one-dimensional tensors of token ids; pass the "
+            "rows of a token matrix one by one, without their padding."
+        )
+    row = ids.to("cpu", torch.long)
+    size = int(model.cfg.d_vocab)
+    if len(row) and not 0 <= int(row.min()) <= int(row.max()) < size:
+        raise ValueError(
+            f"second_moment: texts hold token ids from {int(row.min())} to {int(row.max())}; {host.model_name(model)} "
+            f"has ids 0 to {size - 1}; tokenise with the model's own tokenizer (model.to_tokens)."
+        )
+    return row
 
 
 def _batches(model: Model, rows: list[Int[Tensor, " _"]], batch_tokens: int) -> Iterator[tokens.TokenBatch]:

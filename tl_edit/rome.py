@@ -46,6 +46,19 @@ class ROMEConfig(ValueSearch):
     seed: int = 0
     """Seed of the generated prefixes (the program has none)."""
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work."""
+        super().__post_init__()
+        for name, value in {"n_prefixes": self.n_prefixes, "seed": self.seed}.items():
+            if type(value) is not int or value < 0:
+                raise ValueError(f"ROMEConfig: {name} is {value!r}; expected an integer of 0 or more.")
+        lengths = cast(object, self.prefix_lengths)
+        if not isinstance(lengths, Sequence) or any(type(n) is not int for n in cast(Sequence[object], lengths)):
+            raise ValueError(
+                f"ROMEConfig: prefix_lengths is {lengths!r}; expected lengths in tokens, one group of prefixes each; "
+                "the published ones are (5, 10)."
+            )
+
     @classmethod
     def for_model(cls, model: Model) -> "ROMEConfig":
         """The published settings for this model.

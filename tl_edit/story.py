@@ -17,7 +17,7 @@ from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.evaluate import Evaluation, Metric, evaluate
 from tl_edit.host import Model
-from tl_edit.moment import second_moment
+from tl_edit.moment import SecondMoment, second_moment
 from tl_edit.request import EditRequest
 from tl_edit.rome import effective_config, rome_edit
 from tl_edit.trace import CausalTrace, Kind, causal_trace
@@ -46,7 +46,13 @@ class Story:
         self, model: Model, console: Console, *, layer: int | None = None, seed: int = 0, texts: Sequence[str]
     ) -> None:
         self.model, self.console, self.texts, self.seed = model, console, texts, seed
-        config = effective_config(model, layer, None)
+        try:
+            config = effective_config(model, layer, None)
+        except ValueError as error:
+            raise ValueError(
+                f"--layer is missing, and no published settings are known for {host.model_name(model)}; expected 0 to "
+                f"{host.n_layers(model) - 1}; pass e.g. --layer {host.n_layers(model) // 3}."
+            ) from error
         self.layer = config.layer or 0
         host.check_layers(model, [self.layer], "--layer")
         self.config = replace(config, seed=seed)
@@ -59,10 +65,11 @@ class Story:
             f"{host.n_layers(model)} layers"
         )
         record = replace(record, request=self.fact(record.request))
+        moment = self.measure()
         self.locate(record.request)
         before = evaluate(model, record)
         weights = _weights_hash(model, self.layer)
-        edit = self.write(record.request)
+        edit = self.write(record.request, moment)
         try:
             after = evaluate(model, record)
             took = self.compare(before, after)
@@ -88,10 +95,19 @@ class Story:
             return replace(request, target_true=says)
         return request
 
+    def measure(self) -> SecondMoment:
+        """The second moment, before anything that takes long, since too small a sample ends the story."""
+        deep = host.n_layers(self.model) > MAX_COLUMNS
+        moments = second_moment(self.model, self.texts, [self.layer], seed=self.seed, progress=deep)
+        _ = moments[self.layer].cholesky
+        return moments[self.layer]
+
     def locate(self, request: EditRequest) -> CausalTrace:
         """Where restoring one state brings the answer back."""
         self._chapter(2, "Where it is kept: causal tracing")
-        trace = causal_trace(self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > 12)
+        trace = causal_trace(
+            self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > MAX_COLUMNS
+        )
         self.console.print(
             f"Probability of {_visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
             "noise on the subject's embeddings (*).\n"
@@ -101,22 +117,20 @@ class Story:
         self.console.print(_strongest(trace))
         return trace
 
-    def write(self, request: EditRequest) -> Edit:
+    def write(self, request: EditRequest, moment: SecondMoment) -> Edit:
         """The edit itself, with the numbers that tell whether to trust it."""
         self._chapter(3, f"The edit: {request.target_new} instead of {request.target_true or '?'}")
         layer = self.layer
         start = time.perf_counter()
-        moments = second_moment(self.model, self.texts, [layer], seed=self.seed, progress=False)
-        measured = time.perf_counter()
-        edit = rome_edit(self.model, request, moments, config=self.config)
-        done = time.perf_counter()
+        edit = rome_edit(self.model, request, moment, config=self.config)
+        took = time.perf_counter() - start
         numbers = edit.diagnostics
         losses: tuple[float, ...] = numbers["losses"]
         lines = {
             "method": f"ROME: a rank-one change of W_out in layer {layer}",
-            "second moment": f"{moments[layer].count:,} tokens in {measured - start:.1f} s",
+            "second moment": f"{moment.count:,} tokens",
             "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {len(losses)} evaluations over "
-            f"{1 + len(numbers['prefixes'])} contexts, {done - measured:.1f} s",
+            f"{1 + len(numbers['prefixes'])} contexts, {took:.1f} s",
             "|v* - v0| / |v0|": f"{numbers['delta_ratio']:.2f} (clamped at {self.config.clamp_norm_factor:g})",
             "k · u": f"{numbers['divisor']:.3g} (near 0 the update would explode)",
             "|ΔW| / |W_out|": f"{numbers['relative_norm']:.3f}",

@@ -148,8 +148,8 @@ def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     plain: list[int] = list(encoded["input_ids"])
     lead = len(ids) - len(plain)
-    # The model may put a BOS before them; anything else means that the two tokenisations differ.
-    if lead not in (0, 1) or ids[lead:] != plain:
+    # The model may put a BOS before them, a few put two tokens; anything else means that the tokenisations differ.
+    if not 0 <= lead <= 2 or ids[lead:] != plain:
         return None
     return [(0, 0)] * lead + [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
 
@@ -161,7 +161,7 @@ def _offsets_by_decoding(tokenizer: Any, text: str, ids: list[int]) -> list[tupl
     that completes a character is the one that covers it.
     """
     special = set(tokenizer.all_special_ids)
-    lead = 1 if ids[0] in special else 0
+    lead = next((i for i, token in enumerate(ids) if token not in special), len(ids))
     ends: list[int] = [0] * lead
     for i in range(lead, len(ids)):
         decoded = tokenizer.decode(ids[lead : i + 1], clean_up_tokenization_spaces=False)

@@ -17,7 +17,7 @@ The weights are not touched and receive no gradients.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,15 @@ class ValueSearch:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
+        numbers = {field.name: getattr(self, field.name) for field in fields(ValueSearch)}
+        for name, value in numbers.items():
+            wanted = int if name == "v_num_grad_steps" else (int, float)
+            if not isinstance(value, wanted) or isinstance(value, bool) or math.isnan(value):
+                raise ValueError(
+                    f"value search: {name} is {value!r}; expected "
+                    f"{'an integer' if wanted is int else 'a number'}; the default is "
+                    f"{ValueSearch.__dataclass_fields__[name].default}."
+                )
         if not (self.v_num_grad_steps >= 1 and 0 < self.v_lr < math.inf and 0 < self.clamp_norm_factor < math.inf):
             raise ValueError(
                 f"value search: v_num_grad_steps {self.v_num_grad_steps}, v_lr {self.v_lr}, clamp_norm_factor "
@@ -145,7 +154,7 @@ def optimize_value(
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
     # A user may have switched gradients off, as interpretability notebooks do.
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), host.no_graph_left(model):
         rows = _Rows.of(model, request, prefixes, bos)
         bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
         v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
@@ -164,7 +173,9 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
             # The first pass has delta = 0, so it is the unedited model.
             unedited = terms.kl_log_probs.detach()
         kl = torch.nn.functional.kl_div(unedited, terms.kl_log_probs, log_target=True, reduction="sum")
-        loss = terms.nll + search.kl_factor * kl + search.v_weight_decay * length(delta) / length(v0) ** 2
+        # Of a model spread over devices, the logits may be elsewhere.
+        decay = (length(delta) / length(v0) ** 2).to(terms.nll.device)
+        loss = terms.nll + search.kl_factor * kl + search.v_weight_decay * decay
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise ValueError(

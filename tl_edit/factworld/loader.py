@@ -39,6 +39,11 @@ def load_fact_model(
     Raises:
         ValueError: If the installed TransformerLens does not have the interface.
     """
+    if interface not in (None, "HookedTransformer", "TransformerBridge"):
+        raise ValueError(
+            f"load_fact_model: interface is {interface!r}; expected 'HookedTransformer', 'TransformerBridge', or None "
+            "for the one that the installed TransformerLens prefers."
+        )
     dtype = dtype or torch.float32
     device = torch.device(device or "cpu")
     hooked = None if interface == "TransformerBridge" else _hooked_transformer_class(required=interface is not None)
