@@ -114,6 +114,7 @@ class Story:
             "What restoring one clean state brings back (rows: position, columns: layer):"
         )
         self.console.print(_heatmap(trace))
+        self.console.print()
         self.console.print(_strongest(trace))
         return trace
 
