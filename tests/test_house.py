@@ -16,9 +16,11 @@ FLOORS = {
     "request": 0,
     "tokens": 1,
     "hooks": 1,
+    "show": 0,
     "forward": 2,
     "edit": 2,
-    "trace": 3,
+    "blocks": 3,
+    "trace": 4,
     "moment": 3,
     "keys": 3,
     "values": 3,
@@ -91,7 +93,7 @@ def test_import_is_light():
 
 
 def test_every_public_name_exists_and_is_documented():
-    assert len(tl_edit.__all__) <= 30
+    assert len(tl_edit.__all__) <= 40
     for name in tl_edit.__all__:
         assert getattr(tl_edit, name).__doc__, name
 
@@ -135,6 +137,17 @@ WRONG_TYPES = {
     "second_moment(model, [torch.zeros(4)], [0])": "a tensor of torch.float32, shape [4]",
     "second_moment(model, [torch.zeros(2, 4).long()], [0])": "shape [2, 4]",
     "second_moment(model, [[3, 4]], [0])": "hold list",
+    "trace_facts(model, ['a prompt'])": "a fact is 'a prompt'",
+    "trace_facts(model, [('a prompt', 5)])": "a fact is ('a prompt', 5)",
+    "causal_trace(model, 'Rome is in', 'Rome', n_samples=2.5)": "n_samples is 2.5",
+    "causal_trace(model, 'Rome is in', 'Rome', window='3')": "window is '3'",
+    "causal_trace(model, 'Rome is in', 'Rome', kinds='resid_pre')": "kinds ['resid_pre']",
+    "causal_trace(model, 'Rome is in', 'Rome', positions='first')": "positions 'first'",
+    "causal_trace(model, 'Rome is in', 'Rome', measure='accuracy')": "measure is 'accuracy'",
+    "causal_trace(model, 'Rome is in', 'Rome', engine='fast')": "engine is 'fast'",
+    "causal_trace(model, 'Rome is in', 'Rome', noise='3')": "multiple is '3'",
+    "causal_trace(model, 'Rome is in', 'Rome', answer=5)": "answer is 5",
+    "causal_trace(model, request, 'Rome')": "prompt is EditRequest(",
     "load_fact_model(interface='Bridge')": "interface is 'Bridge'",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }
@@ -146,6 +159,7 @@ def test_wrong_types_get_advice_without_shape_checks():
 import torch
 from tl_edit import *
 from tl_edit.factworld import load_fact_model
+from tl_edit.trace import *
 model, request = load_fact_model(), EditRequest("{{}} is in", "Rome", "Paris")
 moments = SecondMoments.identity(model, [0])
 for call in {list(WRONG_TYPES)!r}:

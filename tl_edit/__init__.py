@@ -10,28 +10,45 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
 from tl_edit.tokens import tokenize_prompt
-from tl_edit.trace import CausalTrace, causal_trace
+from tl_edit.trace import (
+    AverageTrace,
+    CausalTrace,
+    KnownFact,
+    Noise,
+    TraceDifference,
+    average_traces,
+    causal_trace,
+    embedding_std,
+    trace_difference,
+    trace_facts,
+)
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AverageTrace",
     "CausalTrace",
     "Edit",
     "EditRecord",
     "EditRequest",
     "Evaluation",
     "KeysValues",
+    "KnownFact",
     "LowRank",
+    "Noise",
     "OptimizedValue",
     "ROMEConfig",
     "SecondMoment",
     "SecondMoments",
+    "TraceDifference",
     "ValueSearch",
     "applied_edits",
+    "average_traces",
     "capture",
     "causal_trace",
     "corrupt_subject",
+    "embedding_std",
     "evaluate",
     "extract_keys_values",
     "forget_edits",
@@ -43,4 +60,6 @@ __all__ = [
     "second_moment",
     "shift",
     "tokenize_prompt",
+    "trace_difference",
+    "trace_facts",
 ]

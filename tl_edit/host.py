@@ -157,6 +157,11 @@ def key_name(layer: int) -> str:
     return f"blocks.{layer}.mlp.hook_post"
 
 
+def resid_pre_name(layer: int) -> str:
+    """Hook point of the block's input: ``[batch pos d_model]``."""
+    return f"blocks.{layer}.hook_resid_pre"
+
+
 def resid_post_name(layer: int) -> str:
     """Hook point of the block output: ``[batch pos d_model]``."""
     return f"blocks.{layer}.hook_resid_post"
@@ -215,11 +220,7 @@ def check_ready(model: Model, operation: str) -> None:
 
     Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
     """
-    roots = [cast(nn.Module, model)]
-    if interface(model) == "TransformerBridge":
-        # It runs modules that are not among its own, such as GPT-2's dropout of embeddings.
-        roots.append(cast(Any, model).original_model)
-    for root in roots:
+    for root in _roots(model):
         for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
             rate = _dropout_rate(module)
             if module.training and rate > 0.0:
@@ -227,6 +228,12 @@ def check_ready(model: Model, operation: str) -> None:
                     f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
                     "expected evaluation mode; call model.eval() first."
                 )
+
+
+def _roots(model: Model) -> list[nn.Module]:
+    """What to walk for all modules that run: a bridge runs some that are not its own, as GPT-2's embedding dropout."""
+    roots = [cast(nn.Module, model)]
+    return [*roots, cast(Any, model).original_model] if interface(model) == "TransformerBridge" else roots
 
 
 def _dropout_rate(module: nn.Module) -> float:
@@ -337,6 +344,36 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
 # --- hooks ---------------------------------------------------------------------------------------------
 
 
+def foreign_hook(model: Model) -> str | None:
+    """Where a hook is attached that is not TransformerLens' own; None where there is none."""
+    for root in _roots(model):
+        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
+            state = vars(module)
+            temporary = [handle for handle in state.get("fwd_hooks", ()) if not handle.is_permanent]
+            functions = [*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values()]
+            if temporary or any(not _is_of_the_host(function) for function in functions):
+                return name or "the model itself"
+    return None
+
+
+def _is_of_the_host(function: Any, depth: int = 3) -> bool:
+    """Whether a hook, and what it closes over, comes from TransformerLens or the libraries below it."""
+    inner = getattr(function, "func", None) or getattr(function, "__func__", None)
+    if inner is not None:
+        return _is_of_the_host(inner, depth)
+    module = getattr(function, "__module__", None) or ""
+    if module.split(".")[0] not in ("transformer_lens", "transformers", "torch", "accelerate"):
+        return False
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return depth == 0 or all(
+        _is_of_the_host(cell, depth - 1) for cell in cells if callable(cell) and not _is_module(cell)
+    )
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, nn.Module | type)
+
+
 @contextmanager
 def no_graph_left(model: Model) -> Generator[None, None, None]:
     """Whatever happens in the block, no module holds a gradient graph of it afterwards.
@@ -354,16 +391,19 @@ def no_graph_left(model: Model) -> Generator[None, None, None]:
 
 
 @contextmanager
-def attached(model: Model, hooks: Iterable[NamedHook]) -> Generator[None, None, None]:
+def attached(
+    model: Model, hooks: Iterable[NamedHook], points: Mapping[str, Any] | None = None
+) -> Generator[None, None, None]:
     """Attach ``hooks`` for the duration of the block and remove exactly these, whatever happens.
 
     Unlike ``model.hooks(...)`` of HookedTransformer, which on exit also wipes hooks that a user left on,
-    nothing of the user's is touched. Hooks run after those already attached, in the order given.
+    nothing of the user's is touched. Hooks run after those already attached, in the order given. Whoever attaches
+    often passes ``model.hook_dict``, which a bridge makes anew each time, as ``points``.
 
     Raises:
         ValueError: If a name is not a hook point of this model.
     """
-    points = model.hook_dict
+    points = model.hook_dict if points is None else points
     with ExitStack() as stack:
         for name, function in hooks:
             stack.callback(_attach(model, points, name, function))

@@ -1,0 +1,146 @@
+"""Averages over facts: pooled as published, resumable, with what is unknown left out and counted."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tl_edit import KnownFact, average_traces, causal_trace, trace_facts
+from tl_edit.factworld import Fact
+from tl_edit.trace import ROLES
+
+
+@pytest.fixture(scope="module")
+def known(world: tuple[Fact, ...]) -> list[KnownFact]:
+    chosen = world[100:108]
+    return [KnownFact(fact.trained_templates[0].format(fact.subject), fact.subject, fact.object) for fact in chosen]
+
+
+@pytest.fixture(scope="module")
+def average(fact_model, known):
+    return trace_facts(fact_model, known, n_samples=3, progress=False)
+
+
+def test_tokens_are_pooled_by_role_as_published(fact_model, known, average):
+    traces = [causal_trace(fact_model, fact.prompt, fact.subject, n_samples=3) for fact in known]
+    pooled = {role: [] for role in ROLES}
+    for trace in traces:
+        (first, end), length = trace.subject_span, len(trace.str_tokens)
+        table = trace.restored[0].T  # [pos layer] of resid_post
+        pooled["first subject token"].append(table[first])
+        pooled["middle subject tokens"] += list(table[first + 1 : end - 1])
+        pooled["last subject token"].append(table[end - 1])
+        pooled["first token after"].append(table[end])
+        pooled["further tokens"] += list(table[end + 1 : length - 1])
+        pooled["last token"].append(table[length - 1])
+    low = np.mean([trace.corrupted for trace in traces])
+    for r, role in enumerate(ROLES):
+        rows = torch.stack(pooled[role])
+        assert average.count[r] == len(rows)
+        assert torch.allclose(average.of("resid_post", role), rows.mean(0) - low, atol=1e-9)
+        assert torch.allclose(average.confidence()[0, r], 1.96 * rows.std(0) / math.sqrt(len(rows)), atol=1e-9)
+    assert average.total_effect == pytest.approx(np.mean([trace.total_effect for trace in traces]))
+    totals = [trace.total_effect for trace in traces]
+    assert average.total_effect_error == pytest.approx(np.std(totals, ddof=1) / math.sqrt(len(totals)))
+
+
+def test_the_error_over_draws_is_that_of_the_mean_effect_of_each_draw(fact_model, known, average):
+    traces = [causal_trace(fact_model, fact.prompt, fact.subject, n_samples=3, keep_samples=True) for fact in known]
+    effects = [trace.restored_samples[1, 0, trace.subject_last] - trace.corrupted_samples for trace in traces]
+    wanted = torch.stack(effects).mean(0).std() / math.sqrt(3)
+    assert float(average.draws_error[1, 2, 0]) == pytest.approx(float(wanted), rel=1e-9)
+
+
+def test_unknown_facts_are_skipped_and_counted(fact_model, known):
+    wrong = KnownFact(known[0].prompt, known[0].subject, "Atlantis")
+    average = trace_facts(fact_model, [wrong, *known[1:3]], n_samples=1, progress=False)
+    assert average.n_facts == 2
+    assert average.skipped == (known[0].prompt,)
+    assert "2 facts, 1 skipped as unknown" in repr(average)
+    with pytest.raises(ValueError, match=r"no traces \(1 facts skipped as unknown\)"):
+        trace_facts(fact_model, [wrong], n_samples=1, progress=False)
+
+
+def test_a_run_that_was_stopped_goes_on_with_equal_results(fact_model, known, average, tmp_path, monkeypatch):
+    wrong = KnownFact(known[0].prompt, known[0].subject, "Atlantis")
+    facts = [wrong, *known]
+    whole = trace_facts(fact_model, facts, n_samples=3, progress=False)
+    traced = []
+
+    def stopping(model, prompt, *arguments, **settings):
+        if len(traced) == 3:
+            raise KeyboardInterrupt
+        traced.append(prompt)
+        return causal_trace(model, prompt, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tl_edit.trace.average.causal_trace", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            trace_facts(fact_model, facts, n_samples=3, progress=False, folder=tmp_path / "run")
+    assert len(list((tmp_path / "run").glob("*.safetensors"))) == 3
+
+    def counting(model, prompt, *arguments, **settings):
+        traced.append(prompt)
+        return causal_trace(model, prompt, *arguments, **settings)
+
+    monkeypatch.setattr("tl_edit.trace.average.causal_trace", counting)
+    again = trace_facts(fact_model, facts, n_samples=3, progress=False, folder=tmp_path / "run")
+    assert traced == [fact.prompt for fact in known]
+    assert torch.equal(again.restored, whole.restored)
+    assert torch.equal(again.draws_error, whole.draws_error)
+    assert again.skipped == whole.skipped
+    assert torch.equal(whole.restored, average.restored)
+
+
+def test_a_folder_of_another_run_is_refused(fact_model, known, tmp_path):
+    folder = tmp_path / "run"
+    trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=folder)
+    with pytest.raises(ValueError, match="holds another run, with other settings; expected the same"):
+        trace_facts(fact_model, known[:1], n_samples=2, progress=False, folder=folder)
+    with pytest.raises(ValueError, match="with other facts"):
+        trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=folder)
+    manifest = json.loads((folder / "traces.json").read_text("utf-8"))
+    (folder / "traces.json").write_text(json.dumps(manifest | {"weights": "others"}), "utf-8")
+    with pytest.raises(ValueError, match="with other weights"):
+        trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it", "utf-8")
+    with pytest.raises(ValueError, match="holds other files; expected a new one"):
+        trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path / "mine")
+
+
+def test_a_subject_at_the_end_has_nothing_after_it(fact_model):
+    trace = causal_trace(fact_model, "People often talk about Paris", "Paris", n_samples=1)
+    average = average_traces([trace])
+    assert average.count[ROLES.index("first token after")] == 0
+    assert average.of("resid_post", "first token after").isnan().all()
+    assert average.count[ROLES.index("last token")] == 1
+
+
+def test_traces_with_other_settings_do_not_mix(fact_model, known):
+    one, two = (causal_trace(fact_model, known[0].prompt, known[0].subject, n_samples=n) for n in (1, 2))
+    with pytest.raises(ValueError, match="n_samples is 1 in one trace and 2 in another"):
+        average_traces([one, two])
+    part = causal_trace(fact_model, known[0].prompt, known[0].subject, n_samples=1, positions="last")
+    with pytest.raises(ValueError, match="restores some positions only"):
+        average_traces([part])
+    with pytest.raises(ValueError, match="one of resid_post"):
+        average_traces([one]).of("resid_post", "subject")
+
+
+def test_no_facts_are_refused(fact_model):
+    with pytest.raises(ValueError, match=r"trace_facts: no facts; expected \(prompt, subject, answer\)"):
+        trace_facts(fact_model, [], progress=False)
+
+
+def test_pictures_and_frames(average):
+    page = average._repr_html_()
+    assert page.count("title=") == average.restored.numel()
+    frame = average.to_dataframe()
+    assert len(frame) == average.restored.numel()
+    row = frame[(frame.kind == "mlp_out") & (frame.role == "last subject token") & (frame.layer == 0)].iloc[0]
+    assert row.indirect_effect == float(average.of("mlp_out", "last subject token")[0])
+    pytest.importorskip("matplotlib")
+    assert len(average.plot()) == 3

@@ -1,0 +1,156 @@
+"""A trace as an object: files, frames, pictures, differences."""
+
+import html.parser
+import re
+
+import pytest
+import tiny_models
+import torch
+from safetensors.torch import save_file
+
+from tl_edit import CausalTrace, causal_trace, host, show, trace_difference
+from tl_edit.trace.result import same_trace
+
+PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return causal_trace(tiny_models.build("gpt2"), PROMPT, SUBJECT, n_samples=3, window=2, keep_samples=True)
+
+
+def test_effects_are_differences_of_what_is_stored(trace):
+    assert trace.restored_prob is not None
+    assert torch.equal(trace.restored, trace.restored_prob)
+    assert torch.equal(trace.indirect_effect, trace.restored_prob - trace.corrupted_prob)
+    assert trace.total_effect == trace.clean_prob - trace.corrupted_prob
+    assert torch.allclose(trace.restored_samples.mean(-1), trace.restored)
+    assert float(trace.corrupted_samples.mean()) == pytest.approx(trace.corrupted)
+    assert torch.equal(trace.of("mlp_out"), trace.indirect_effect[1])
+    assert "window 2" in repr(trace)
+
+
+def test_a_kind_that_is_not_there_is_refused(trace):
+    part = causal_trace(tiny_models.build("gpt2"), PROMPT, SUBJECT, n_samples=1, kinds=("mlp_out",))
+    with pytest.raises(ValueError, match="this trace has mlp_out"):
+        part.of("attn_out")
+
+
+def test_a_file_gives_an_equal_trace(trace, tmp_path):
+    trace.save(tmp_path / "one.safetensors")
+    again = CausalTrace.load(tmp_path / "one.safetensors")
+    assert same_trace(trace, again)
+    assert again.provenance == trace.provenance
+    bare = causal_trace(
+        tiny_models.build("gpt2"), PROMPT, SUBJECT, n_samples=1, counterfactual=PROMPT.replace("city", "the")
+    )
+    bare.save(tmp_path / "two.safetensors")
+    assert same_trace(bare, CausalTrace.load(tmp_path / "two.safetensors"))
+
+
+def test_files_that_are_not_traces_are_refused(trace, tmp_path):
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(ValueError, match="cannot be read .* expected a file written by CausalTrace.save"):
+        CausalTrace.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="cannot be read"):
+        CausalTrace.load(path)
+    save_file({"a": torch.zeros(2)}, str(path))
+    with pytest.raises(ValueError, match="has schema None"):
+        CausalTrace.load(path)
+    trace.save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="cannot be read"):
+        CausalTrace.load(path)
+
+
+def test_a_frame_has_one_row_for_every_state(trace):
+    frame = trace.to_dataframe()
+    assert len(frame) == trace.restored.numel()
+    row = frame[(frame.kind == "mlp_out") & (frame.layer == 1) & (frame.position == trace.subject_last)].iloc[0]
+    assert row.indirect_effect == float(trace.of("mlp_out")[1, trace.subject_last])
+    assert row.in_subject
+    assert row.token == trace.str_tokens[trace.subject_last]
+
+
+class Reader(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.titles, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.titles += [value for name, value in attributes if name == "title"]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_heatmap_is_plain_html_with_a_value_on_every_cell(trace):
+    read = Reader(trace._repr_html_())
+    assert set(read.tags) == {"div", "table", "tr", "th", "td"}
+    assert len(read.titles) == trace.restored.numel()
+    assert any(title.endswith(f"{float(trace.of('resid_post')[2, -1]):.4f}") for title in read.titles)
+    assert "window of 2" in read.text
+    assert not re.search(r"https?://|<script|<style", trace._repr_html_())
+
+
+@pytest.mark.parametrize("token", ["<bos>", "</script>", '<img/src="x"onerror="x=1">', "&amp;", "\n", "", '"'])
+def test_tokens_are_literal(token):
+    page = show.heatmaps_html(
+        [torch.ones(1, 1)], titles=[token], rows=[token], columns=[token], heading=token, unit=token
+    )
+    read = Reader(page)
+    assert set(read.tags) == {"div", "table", "tr", "th", "td"}
+    assert show.visible(token) in read.text
+
+
+def test_large_heatmaps_are_capped_with_a_note():
+    page = show.heatmaps_html(
+        [torch.rand(100, 200)],
+        titles=["t"],
+        rows=[f"r{i}" for i in range(100)],
+        columns=[str(i) for i in range(200)],
+        heading="h",
+        unit="u",
+    )
+    assert "Every 4th column is shown" in page
+    assert len(Reader(page).titles) == 100 * 50
+
+
+def test_the_figure_has_tokens_as_rows_and_one_scale(trace):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    axes = trace.plot()
+    assert len(axes) == 3
+    assert len({mesh.get_clim() for axis in axes for mesh in axis.collections}) == 1
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert len(labels) == len(trace.str_tokens)
+    start, end = trace.subject_span
+    assert [i for i, label in enumerate(labels) if label.endswith("*")] == list(range(start, end))
+    assert not pyplot.get_fignums()
+    figure, axis = pyplot.subplots()
+    assert trace.plot(axis, kind="mlp_out") is axis
+    with pytest.raises(ValueError, match="1 axes for 3 heatmaps; expected one each"):
+        trace.plot(axis)
+    pyplot.close(figure)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=r"plot needs matplotlib, which is not installed; run pip install .*plot"):
+        show.extra("matplotlib.pyplot", "plot")
+
+
+def test_the_difference_that_an_edit_makes(trace):
+    model = tiny_models.build("gpt2")
+    base = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=3)
+    host.write_w_out(model, 1, -host.w_out(model, 1).clone())
+    edited = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=3)
+    both = trace_difference(base, edited)
+    assert torch.equal(both.difference, edited.indirect_effect - base.indirect_effect)
+    assert both.total_difference == edited.total_effect - base.total_effect
+    assert len(Reader(both._repr_html_()).titles) == 3 * base.restored.numel()
+    other = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=2)
+    with pytest.raises(ValueError, match="n_samples is 3 in the base and 2 in the edited trace"):
+        trace_difference(base, other)

@@ -1,0 +1,52 @@
+"""Blocks of a model called one at a time, on some rows and on the positions from a given one on.
+
+A forward pass through whole layers computes much that is known already. With `Blocks` a caller goes on from any
+layer and any position: the keys and values of the positions before it are given (`Past`), as causal attention never
+changes them.
+
+Nothing is taken on trust: before use, the clean prompt is run through the blocks, from position 0 and from a later
+one, and compared with the ordinary pass. Where they differ, or a block cannot be called so, or a hook is on the model
+that must see whole passes, `blocks_of` says why.
+"""
+
+from tl_edit import host
+from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch
+from tl_edit.blocks.packed import PackedBlocks
+from tl_edit.blocks.recorded import RecordedBlocks
+from tl_edit.host import Model
+from tl_edit.tokens import TokenBatch
+
+__all__ = ["Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of"]
+
+
+def blocks_of(model: Model, batch: TokenBatch, check_from: int, *, packed: bool = True) -> Blocks:
+    """The blocks of ``model`` for prompts like ``batch`` (one row), checked from position 0 and from ``check_from``.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        batch: The prompt, one row without padding.
+        check_from: The later position of the check.
+        packed: Whether to try packed weights first.
+
+    Raises:
+        CannotCallBlocksError: Why they cannot be called alone.
+    """
+    stranger = host.foreign_hook(model)
+    if stranger:
+        raise CannotCallBlocksError(f"a hook is attached at {stranger}")
+    try:
+        ordinary = OrdinaryPass.of(model, batch)
+        if packed:
+            try:
+                blocks: Blocks = PackedBlocks(model, ordinary)
+                blocks.check(check_from)
+                return blocks
+            except CannotCallBlocksError:
+                pass
+        blocks = RecordedBlocks(model, ordinary)
+        blocks.check(check_from)
+        return blocks
+    except CannotCallBlocksError:
+        raise
+    except Exception as error:  # whatever an unknown architecture does
+        raise CannotCallBlocksError(f"its blocks cannot be called alone ({type(error).__name__}: {error})") from error

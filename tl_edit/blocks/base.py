@@ -1,0 +1,192 @@
+"""What both ways of calling blocks have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from tl_edit import host
+from tl_edit.forward import at_least_float32
+from tl_edit.host import Model
+from tl_edit.tokens import TokenBatch
+
+Touch = Callable[[str, Tensor], Tensor | None]
+"""``touch(kind, out)`` sees the output of attention ("attn_out") or MLP ("mlp_out"), as TransformerLens' hook points
+of these names do, and returns another, or None to leave it."""
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
+"""Greatest accepted difference of log-probabilities to the ordinary pass; 0.05 in half precision.
+
+Not less in float64, because some Hugging Face models have steps in float32, whatever their dtype."""
+
+
+class CannotCallBlocksError(Exception):
+    """Why the blocks of a model cannot be called alone; its message goes into results, it never reaches a user."""
+
+
+@dataclass
+class Past:
+    """Keys and values of the positions before those that a block is called on, and those that it adds.
+
+    It answers to what TransformerLens' and Hugging Face's attention ask of a cache, and is not changed by use.
+    """
+
+    keys: Tensor | None
+    values: Tensor | None
+    dim: int
+    """Axis of the positions: 1 for TransformerLens [row pos head d_head], 2 for Hugging Face [row head pos d_head]."""
+    rows: int
+    """Rows of the call; the rows of ``keys`` are repeated to as many."""
+    new: tuple[Tensor, Tensor] | None = None
+    """What the block added."""
+
+    @property
+    def past_keys(self) -> Tensor:
+        """What TransformerLens asks for the number of positions before."""
+        size = [1, 1, 1, 1]
+        size[self.dim] = self.get_seq_length()
+        return torch.empty(size, device="meta")
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, as TransformerLens' attention asks for them."""
+        self.new = keys, values
+        if self.keys is None or self.values is None:
+            return keys, values
+        return self._join(self.keys, keys), self._join(self.values, values)
+
+    def update(self, keys: Tensor, values: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """All keys and values, as Hugging Face's attention asks for them."""
+        return self.append(keys, values)
+
+    def get_seq_length(self, *_: object, **__: object) -> int:
+        """The number of positions before."""
+        return 0 if self.keys is None else self.keys.shape[self.dim]
+
+    def _join(self, past: Tensor, new: Tensor) -> Tensor:
+        repeated = past.expand(self.rows // len(past), *past.shape).flatten(0, 1)
+        return torch.cat([repeated, new], dim=self.dim)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments a model passed to a block, apart from the residual stream."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class OrdinaryPass:
+    """One pass of the clean prompt: how each block was called, and what went in and came out."""
+
+    calls: tuple[Call, ...]
+    resid: Float[Tensor, "1 pos d_model"]
+    """Before the first block."""
+    logits: Float[Tensor, "1 pos d_vocab"]
+
+    @classmethod
+    def of(cls, model: Model, batch: TokenBatch) -> "OrdinaryPass":
+        """Run ``batch`` (one row) as always, and record.
+
+        Raises:
+            CannotCallBlocksError: If a block is not called, or not as blocks are.
+        """
+        calls: list[Call | None] = [None] * host.n_layers(model)
+        first: list[Tensor] = []
+
+        def recorder(layer: int) -> Callable[..., None]:
+            def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if args:
+                    calls[layer] = Call(args[1:], dict(kwargs))
+                    first.extend(args[:1] if layer == 0 else ())
+
+            return record
+
+        with ExitStack() as stack:
+            for layer in range(len(calls)):
+                block = cast(nn.Module, model.blocks[layer])
+                stack.callback(block.register_forward_pre_hook(recorder(layer), with_kwargs=True).remove)
+            cache = {} if host.interface(model) == "HookedTransformer" else {"use_cache": True}
+            logits = model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits", **cache)
+        found = tuple(call for call in calls if call is not None)
+        if len(found) < len(calls):
+            raise CannotCallBlocksError(f"block {calls.index(None)} is not called in a forward pass")
+        return cls(found, first[0], logits)
+
+
+@runtime_checkable
+class Block(Protocol):
+    """One block, ready to be called."""
+
+    def __call__(
+        self, resid: Float[Tensor, "batch pos d_model"], past: Past, last: int | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Its output at the positions of ``resid``, which follow those of ``past``; or only at so many ``last``."""
+        ...
+
+
+class Blocks(ABC):
+    """The blocks of one model for prompts of one length, and what follows the last of them."""
+
+    description: str
+    """Says in results how blocks were computed."""
+    dim: int
+    """See `Past.dim`."""
+
+    def __init__(self, model: Model, ordinary: OrdinaryPass) -> None:
+        self.model, self.ordinary = model, ordinary
+        self.length = ordinary.resid.shape[1]
+        self.resumes = True
+        """Whether a block can be called from a later position on; otherwise only from position 0."""
+
+    @abstractmethod
+    def layer(self, layer: int, touch: Touch | None = None) -> AbstractContextManager[Block]:
+        """Block ``layer``, ready to be called while the context lasts."""
+
+    @abstractmethod
+    def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the residual stream after the last block."""
+
+    def past(self, rows: int, before: tuple[Tensor, Tensor] | None = None, start: int = 0) -> Past:
+        """A cache of the first ``start`` positions of ``before`` (keys and values of a few rows) for so many rows."""
+        if before is None or start == 0:
+            return Past(None, None, self.dim, rows)
+        keys, values = (part.narrow(self.dim, 0, start) for part in before)
+        return Past(keys, values, self.dim, rows)
+
+    def check(self, start: int) -> None:
+        """Compare with the ordinary pass: from position 0, and from ``start`` on, which decides `resumes`.
+
+        Raises:
+            CannotCallBlocksError: If the blocks compute something else than the model.
+        """
+        resid, logits = self.ordinary.resid, self.ordinary.logits
+        full, part = resid, resid[:, start:]
+        for layer in range(host.n_layers(self.model)):
+            past = self.past(1)
+            with self.layer(layer) as block:
+                full = block(full, past)
+                self.resumes = self.resumes and past.new is not None
+                if self.resumes:
+                    part = block(part, self.past(1, past.new, start))
+        limit = TOLERANCE.get(resid.dtype, 0.05)
+        off = _difference(self.unembed(full), logits)
+        if not off <= limit:
+            raise CannotCallBlocksError(f"its blocks, called alone, are off by {off:.1e} nats")
+        self.resumes = self.resumes and _difference(self.unembed(part), logits) <= limit
+
+
+def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits held below ``cap`` as Gemma 2 does; TransformerLens says -1 for none."""
+    return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
+
+
+def _difference(found: Float[Tensor, "1 pos d_vocab"], expected: Float[Tensor, "1 all d_vocab"]) -> float:
+    """Greatest difference of log-probabilities at the last positions."""
+    log_probs = [torch.log_softmax(at_least_float32(logits[0]), dim=-1) for logits in (found, expected)]
+    return float((log_probs[0] - log_probs[1][-found.shape[1] :]).abs().max())

@@ -1,0 +1,149 @@
+"""Pictures: labelled arrays in, HTML or axes out. Knows no method; the only file that touches matplotlib.
+
+HTML uses inline styles only, no script and nothing from the network, so that it survives untrusted notebooks and
+saved pages. Labels are escaped here and nowhere else.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from importlib import import_module
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_CELLS = 6_000
+"""Cells that one HTML heatmap shows; larger ones show every second, third, ... column."""
+
+BLUE, RED = (33, 102, 172), (178, 24, 43)
+"""Of positive and negative values; told apart by colour-blind readers, too."""
+
+EXTRAS = {"matplotlib": 'pip install "tl-edit[plot]"', "pandas": "pip install pandas"}
+
+
+def extra(package: str, operation: str) -> Any:
+    """An optional package, imported where it is used.
+
+    Raises:
+        ImportError: naming ``operation`` and how to install it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        name = package.split(".")[0]
+        raise ImportError(f"{operation} needs {name}, which is not installed; run {EXTRAS[name]}.") from error
+
+
+def visible(token: str) -> str:
+    """A token as text that shows its line breaks, and that it is there at all."""
+    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+    return shown if shown.strip() else "␣" * max(1, len(shown))
+
+
+def heatmaps_html(
+    tables: Sequence[Float[Tensor, "row column"]],
+    *,
+    titles: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    heading: str,
+    unit: str,
+    per_line: int | None = None,
+) -> str:
+    """Heatmaps with the same rows and columns on one symmetric scale; hovering shows the value.
+
+    Args:
+        tables: The values.
+        titles: One for each table.
+        rows: Labels of the rows (tokens).
+        columns: Labels of the columns (layers).
+        heading: Text above.
+        unit: What the values are.
+        per_line: Tables that stand side by side; None for all.
+    """
+    top = max((float(table.abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
+    step = -(-len(rows) * len(columns) // MAX_CELLS)
+    cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
+    each = per_line or len(cells)
+    lines = "".join(
+        f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(cells[i : i + each])}</div>'
+        for i in range(0, len(cells), each)
+    )
+    note = f" Every {step}th column is shown." if step > 1 else ""
+    scale = f"{escape(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}"
+    return (
+        f'<div style="font-family:sans-serif;font-size:12px"><div style="margin:4px 0">{escape(heading)}</div>{lines}'
+        f'<div style="margin:4px 0;opacity:.75">{scale}</div></div>'
+    )
+
+
+def _table(
+    table: Float[Tensor, "row column"], title: str, rows: Sequence[str], columns: Sequence[str], top: float, step: int
+) -> str:
+    shown = range(0, len(columns), max(1, step))
+    head = "".join(f'<th style="font-weight:normal;padding:0 2px">{escape(columns[c])}</th>' for c in shown)
+    body = "".join(
+        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{escape(visible(label))}</td>'
+        + "".join(_cell(float(table[r, c]), top, f"{visible(label)}, {columns[c]}") for c in shown)
+        + "</tr>"
+        for r, label in enumerate(rows)
+    )
+    return (
+        f'<div><div style="text-align:center">{escape(title)}</div><table style="border-collapse:collapse">'
+        f"<tr><th></th>{head}</tr>{body}</table></div>"
+    )
+
+
+def _cell(value: float, top: float, label: str) -> str:
+    red, green, blue = BLUE if value >= 0 else RED
+    shade = f"background-color:rgba({red},{green},{blue},{min(1.0, abs(value) / top):.3f})"
+    size = "width:18px;min-width:18px;height:14px;padding:0"
+    return (
+        f'<td title="{escape(label)}: {value:.4f}" style="{shade};{size};border:1px solid rgba(128,128,128,.15)"></td>'
+    )
+
+
+def plot_heatmaps(
+    tables: Sequence[Float[Tensor, "row column"]],
+    ax: Any,
+    *,
+    titles: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    colours: Sequence[str],
+    low: float,
+    unit: str,
+) -> Any:
+    """Heatmaps side by side in matplotlib, on one scale that begins at ``low``; returns the axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If ``ax`` are not as many axes as tables.
+    """
+    pyplot = extra("matplotlib.pyplot", "plot")
+    made = None
+    if ax is None:
+        size = (3.2 * len(tables) + 1, 0.22 * len(rows) + 1.4)
+        made, ax = pyplot.subplots(1, len(tables), figsize=size, layout="constrained", squeeze=False)
+    given: Any = ax.flat if hasattr(ax, "flat") else ax
+    axes: list[Any] = [given] if hasattr(given, "pcolormesh") else list(given)
+    if len(axes) != len(tables):
+        raise ValueError(
+            f"plot: {len(axes)} axes for {len(tables)} heatmaps; expected one each; pass ax=None, or choose with kind=."
+        )
+    top = max(low + 1e-9, *(float(table.max()) for table in tables))
+    step = max(1, len(columns) // 12)
+    for axis, table, title, colour in zip(axes, tables, titles, colours, strict=True):
+        mesh = axis.pcolormesh(table.numpy(), cmap=colour, vmin=low, vmax=top)
+        axis.invert_yaxis()
+        axis.set_yticks([r + 0.5 for r in range(len(rows))])
+        axis.set_yticklabels([visible(label) for label in rows], parse_math=False)
+        axis.set_xticks([c + 0.5 for c in range(0, len(columns), step)])
+        axis.set_xticklabels(columns[::step])
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel("layer")
+        axis.figure.colorbar(mesh, ax=axis, label=unit)
+    if made is not None:
+        # Otherwise a notebook shows the figure a second time.
+        pyplot.close(made)
+    return axes[0] if len(axes) == 1 else axes

@@ -1,0 +1,285 @@
+"""`CausalTrace`: what one trace measured, kept apart from how."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from tl_edit import show
+from tl_edit.host import Provenance
+from tl_edit.trace.plan import Kind, Measure, Severed
+
+SCHEMA = "tl_edit causal trace 1"
+
+KIND_NAMES: dict[Kind, str] = {
+    "resid_post": "block output",
+    "mlp_out": "MLP output",
+    "attn_out": "attention output",
+}
+COLOURS: dict[Kind, str] = {"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CausalTrace:
+    """Values of the answer in the clean, the corrupted and every restored run; tensors on the CPU, in float64."""
+
+    prompt: str
+    subject: str
+    answer: str
+    """The traced tokens as text; a leading space belongs to it."""
+    other_answer: str | None
+    str_tokens: tuple[str, ...]
+    """The prompt's tokens."""
+    subject_span: tuple[int, int]
+    """First subject position, and one past the last."""
+    kinds: tuple[Kind, ...]
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Restored positions, the last axis of ``restored``."""
+    clean_prob: float
+    corrupted_prob: float
+    """Mean over noise draws."""
+    restored_prob: Float[Tensor, "kind layer pos"]
+    """Mean over noise draws, by kind (in the order of ``kinds``), layer and position of the restored state."""
+    measure: Measure
+    """What ``clean``, ``corrupted`` and ``restored`` are; for "prob" they are the probabilities above."""
+    clean: float
+    corrupted: float
+    restored: Float[Tensor, "kind layer pos"]
+    corrupted_samples: Float[Tensor, " sample"] | None
+    """``corrupted`` of every noise draw, where asked for."""
+    restored_samples: Float[Tensor, "kind layer pos sample"] | None
+    rank: int
+    """Rank of the answer's first token in the clean run; 1 is the prediction."""
+    window: int
+    """Layers restored together for ``mlp_out`` and ``attn_out``: [layer - window // 2, layer + ceil(window / 2))."""
+    severed: Severed | None
+    corruption: str
+    """How the subject was corrupted, in words."""
+    noise_std: float | None
+    """Standard deviation of independent Gaussian noise, in units of the embedding; None for other corruptions."""
+    n_samples: int
+    engine: str
+    """How it was computed: by blocks, or by plain hooks and why."""
+    provenance: Provenance
+
+    @property
+    def total_effect(self) -> float:
+        """``clean - corrupted``."""
+        return self.clean - self.corrupted
+
+    @property
+    def indirect_effect(self) -> Float[Tensor, "kind layer pos"]:
+        """``restored - corrupted``."""
+        return self.restored - self.corrupted
+
+    @property
+    def subject_last(self) -> int:
+        """The lookup position."""
+        return self.subject_span[1] - 1
+
+    def of(self, kind: Kind) -> Float[Tensor, "layer pos"]:
+        """The indirect effect of one kind.
+
+        Raises:
+            ValueError: If this trace does not have the kind.
+        """
+        if kind not in self.kinds:
+            raise ValueError(f"CausalTrace.of: no kind {kind!r}; this trace has {', '.join(self.kinds)}.")
+        return self.indirect_effect[self.kinds.index(kind)]
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame with one row per restored state: kind, layer, position, token, restored, indirect_effect.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        pandas = show.extra("pandas", "CausalTrace.to_dataframe")
+        effect = self.indirect_effect
+        rows = [
+            {
+                "kind": kind,
+                "layer": layer,
+                "position": pos,
+                "token": self.str_tokens[pos],
+                "in_subject": self.subject_span[0] <= pos < self.subject_span[1],
+                "restored_prob": float(self.restored_prob[k, i, p]),
+                "restored": float(self.restored[k, i, p]),
+                "indirect_effect": float(effect[k, i, p]),
+            }
+            for k, kind in enumerate(self.kinds)
+            for i, layer in enumerate(self.layers)
+            for p, pos in enumerate(self.positions)
+        ]
+        return pandas.DataFrame(rows)
+
+    # --- files -------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file; no pickle. `load` gives an equal trace back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        plain["provenance"] = asdict(self.provenance)
+        save_file(tensors, str(path), metadata={"schema": SCHEMA, "trace": json.dumps(plain)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CausalTrace":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file is not such a one, or is damaged.
+        """
+        expected = "expected a file written by CausalTrace.save; trace again, or restore the file."
+        try:
+            with cast(Any, safe_open)(str(path), framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in list(file.keys())}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"CausalTrace.load: {path} cannot be read ({error}); {expected}") from error
+        if metadata.get("schema") != SCHEMA:
+            raise ValueError(f"CausalTrace.load: {path} has schema {metadata.get('schema')!r}; {expected}")
+        plain: dict[str, Any] = json.loads(metadata["trace"])
+        provenance = Provenance(**plain.pop("provenance"))
+        lists: dict[str, Any] = {
+            name: tuple(cast(list[Any], value)) for name, value in plain.items() if isinstance(value, list)
+        }
+        return cls(**(plain | lists | tensors), provenance=provenance)
+
+    # --- pictures ----------------------------------------------------------------------------------
+
+    def marked_tokens(self) -> list[str]:
+        """Labels of the restored positions; ``*`` marks the subject."""
+        start, end = self.subject_span
+        return [self.str_tokens[pos] + ("*" if start <= pos < end else "") for pos in self.positions]
+
+    def titles(self) -> list[str]:
+        """What each picture shows."""
+        single = {"resid_post": "", "mlp_out": f", window of {self.window}", "attn_out": f", window of {self.window}"}
+        return [f"restoring the {KIND_NAMES[kind]}{single[kind]}" for kind in self.kinds]
+
+    def _repr_html_(self) -> str:
+        """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
+        heading = (
+            f"{self.measure} of {self.answer!r}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
+            f"({self.corruption}, {self.n_samples} samples)"
+        )
+        return show.heatmaps_html(
+            [table.T for table in self.indirect_effect],
+            titles=self.titles(),
+            rows=self.marked_tokens(),
+            columns=[str(layer) for layer in self.layers],
+            heading=heading,
+            unit=f"indirect effect ({self.measure}), by layer",
+        )
+
+    def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
+        """Heatmaps like the paper's figure: tokens as rows, layers as columns, one scale for all kinds.
+
+        Args:
+            ax: Axes to draw into: one for each kind, or a single one with ``kind``; None makes new ones.
+            kind: Draw only this one.
+
+        Returns:
+            The axes, one or a list.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If the trace does not have the kind, or the number of axes is another.
+        """
+        chosen = self.kinds if kind is None else (kind,)
+        return show.plot_heatmaps(
+            [self.of(each).T + self.corrupted for each in chosen],
+            ax,
+            titles=[self.titles()[self.kinds.index(each)] for each in chosen],
+            rows=self.marked_tokens(),
+            columns=[str(layer) for layer in self.layers],
+            colours=[COLOURS[each] for each in chosen],
+            low=self.corrupted,
+            unit=f"{self.measure} of {self.answer!r}",
+        )
+
+    def __repr__(self) -> str:
+        value = "" if self.measure == "prob" else f"{self.measure} "
+        return (
+            f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self.clean:.3f}, corrupted "
+            f"{self.corrupted:.3f}, {len(self.kinds)} kinds x {len(self.layers)} layers x "
+            f"{len(self.positions)} positions, window {self.window}, {self.engine})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TraceDifference:
+    """One fact traced on a base and on an edited model."""
+
+    base: CausalTrace
+    edited: CausalTrace
+
+    @property
+    def difference(self) -> Float[Tensor, "kind layer pos"]:
+        """The indirect effects of the edited model minus those of the base."""
+        return self.edited.indirect_effect - self.base.indirect_effect
+
+    @property
+    def total_difference(self) -> float:
+        """The total effect of the edited model minus that of the base."""
+        return self.edited.total_effect - self.base.total_effect
+
+    def _repr_html_(self) -> str:
+        parts = (
+            ("base", self.base.indirect_effect),
+            ("edited", self.edited.indirect_effect),
+            ("edited - base", self.difference),
+        )
+        return show.heatmaps_html(
+            [effect[k].T for k in range(len(self.base.kinds)) for _, effect in parts],
+            titles=[f"{name}: {title}" for title in self.base.titles() for name, _ in parts],
+            rows=self.base.marked_tokens(),
+            columns=[str(layer) for layer in self.base.layers],
+            heading=f"{self.base.prompt} → {self.base.answer}: before and after the edit",
+            unit=f"indirect effect ({self.base.measure}), by layer",
+            per_line=len(parts),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"TraceDifference({self.base.prompt!r} → {self.base.answer!r}: total effect {self.base.total_effect:.3f} → "
+            f"{self.edited.total_effect:.3f}, greatest change {float(self.difference.abs().max()):.3f})"
+        )
+
+
+def trace_difference(base: CausalTrace, edited: CausalTrace) -> TraceDifference:
+    """Two traces of the same fact as one result: before an edit and with it.
+
+    Trace both models with the same ``answer=``, the old object to see where it went or the new one to see where it
+    came from.
+
+    Raises:
+        ValueError: If they differ in more than the model's weights, naming what.
+    """
+    settings = ("measure", "window", "severed", "n_samples", "kinds", "layers", "positions")
+    for name in ("prompt", "subject", "answer", "other_answer", "str_tokens", *settings):
+        was, now = getattr(base, name), getattr(edited, name)
+        if was != now:
+            raise ValueError(
+                f"trace_difference: {name} is {was!r} in the base and {now!r} in the edited trace; expected two traces "
+                "that differ in the model alone; trace both with the same arguments, answer= included."
+            )
+    return TraceDifference(base=base, edited=edited)
+
+
+def same_trace(one: CausalTrace, other: CausalTrace) -> bool:
+    """Whether two traces are equal in every field, tensors to the bit."""
+
+    def equal(was: object, now: object) -> bool:
+        if isinstance(was, Tensor) and isinstance(now, Tensor):
+            return torch.equal(was, now)
+        return was == now
+
+    return all(equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))

@@ -1,0 +1,237 @@
+"""The fast engine of causal tracing: compute only what can differ.
+
+Restoring a state of layer l at position t changes nothing in the layers up to l and nothing before t. So each
+branch starts from the corrupted run after its first layer, at position t, and takes the keys and values of earlier
+positions from the corrupted run. Layer by layer all branches that have begun go on as one batch (a wavefront), so
+that a whole trace is one sweep over the blocks. Branches with the same first layer share their way until the first
+of them leaves its window. Only the last positions are unembedded.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_edit import forward
+from tl_edit.blocks import Block, Blocks, Past, Touch
+from tl_edit.host import n_layers, resid_pre_name
+from tl_edit.trace.plan import Branch, Kind, Readings, Task, sources
+
+ROWS_PER_CALL = 2048
+"""Positions per call of a block; more would only take more memory."""
+LOGIT_ROWS = 256
+
+
+@dataclass(eq=False)
+class _Layer:
+    """What the base pass keeps of one layer; row 0 is the clean run, the others are the corrupted ones."""
+
+    pre: Float[Tensor, "batch pos d_model"]
+    post: Float[Tensor, "batch pos d_model"]
+    past: tuple[Tensor, Tensor] | None
+    outs: dict[Kind, Float[Tensor, "batch pos d_model"]]
+
+
+@dataclass(eq=False)
+class _Stem:
+    """Branches that are still one: the same kind and first layer; ``ends`` are where their windows end."""
+
+    kind: Kind
+    first: int
+    ends: list[int]
+
+    def pinned(self, layer: int) -> bool:
+        """Whether the window is still on in ``layer``."""
+        return max(self.ends) > layer
+
+
+@dataclass(eq=False)
+class _Front:
+    """One restored position, some samples: the state of every stem from position ``start`` on."""
+
+    pos: int
+    start: int
+    samples: slice
+    """Among the rows of the base pass."""
+    states: list[Float[Tensor, "sample pos d_model"]] = field(default_factory=list[Tensor])
+
+
+@dataclass(eq=False)
+class _Pins:
+    """States to put back in the running call; the position counts from the end."""
+
+    pos: int = -1
+    values: dict[Kind, tuple[Tensor, Tensor]] = field(default_factory=dict[Kind, tuple[Tensor, Tensor]])
+    """By kind: which rows, and what."""
+
+    def put_back(self, kind: str, out: Tensor) -> Tensor | None:
+        """The output with the states put back; None where there is nothing to do."""
+        found = self.values.get(cast(Kind, kind))
+        if found is None or -self.pos > out.shape[1]:
+            return None
+        rows, value = found
+        new = out.clone()
+        new[rows, self.pos] = value
+        return new
+
+
+def wavefront(task: Task, blocks: Blocks) -> Readings:
+    """Trace ``task`` in one sweep; see the module."""
+    sweep = _Sweep(task, blocks)
+    corrupted = sweep.read(sweep.layers[-1].post[1:, -task.readout.length :])
+    restored = corrupted.expand(len(task.branches), len(task.positions), *corrupted.shape).clone()
+    index = {branch: i for i, branch in enumerate(task.branches)}
+    column = {pos: i for i, pos in enumerate(task.positions)}
+    chunks = list(sweep.chunks())
+    bar = tqdm(total=len(chunks) * sweep.depth, desc="causal trace", disable=not task.progress)
+    for fronts in chunks:
+        stems = sweep.run(fronts, bar)
+        for front in fronts:
+            samples = slice(front.samples.start - 1, front.samples.stop - 1)
+            for stem, value in zip(stems, sweep.read_front(front), strict=True):
+                row = index[Branch(stem.kind, stem.first, stem.ends[0])]
+                restored[row, column[front.pos], samples] = value
+        for front in fronts:
+            front.states.clear()
+    bar.close()
+    return Readings(corrupted=corrupted, restored=restored)
+
+
+class _Sweep:
+    """The base pass, and the sweeps over it."""
+
+    def __init__(self, task: Task, blocks: Blocks) -> None:
+        self.task, self.blocks, self.pins = task, blocks, _Pins()
+        self.depth = n_layers(task.model)
+        self.length = task.batch.tokens.shape[1]
+        self.layers = list(self._base_pass())
+
+    def _base_pass(self) -> Iterator[_Layer]:
+        """The clean and the corrupted runs, block by block."""
+        task, blocks, first = self.task, self.blocks, resid_pre_name(0)
+        corrupted = forward.activations(task.model, task.corruption.batch, [first], task.corruption.hooks)
+        resid = torch.cat([blocks.ordinary.resid, corrupted[first]])
+        kinds: list[Kind] = [kind for kind in sources(task) if kind != "resid_post"]
+        for layer in range(self.depth):
+            outs: dict[Kind, Tensor] = {}
+            past = blocks.past(len(resid))
+            with blocks.layer(layer, _keeper(outs, kinds)) as block:
+                post = block(resid, past)
+            kept = None if past.new is None else (past.new[0][1:], past.new[1][1:])
+            yield _Layer(resid, post, kept, outs)
+            resid = post
+
+    def chunks(self) -> Iterator[list[_Front]]:
+        """Fronts that are in memory together."""
+        chunk: list[_Front] = []
+        used = 0
+        for pos in self.task.positions:
+            start = pos if self.blocks.resumes else 0
+            each = len(self.task.branches) * (self.length - start)
+            several = max(1, self.task.max_rows // each)
+            for first in range(1, 1 + self.task.corruption.samples, several):
+                stop = min(first + several, 1 + self.task.corruption.samples)
+                size = each * (stop - first)
+                if chunk and used + size > self.task.max_rows:
+                    yield chunk
+                    chunk, used = [], 0
+                chunk.append(_Front(pos, start, slice(first, stop)))
+                used += size
+        if chunk:
+            yield chunk
+
+    def run(self, fronts: Sequence[_Front], bar: Any) -> list[_Stem]:
+        """Sweep all branches of some fronts to the end; the stems in the order of their states."""
+        stems: list[_Stem] = []
+        for layer in range(self.depth):
+            for i, stem in enumerate(list(stems)):
+                if layer in stem.ends and len(stem.ends) > 1:
+                    stem.ends.remove(layer)
+                    stems.append(_Stem(stem.kind, stem.first, [layer]))
+                    for front in fronts:
+                        front.states.append(front.states[i])
+            beginning = self._stems_from(layer)
+            with self.blocks.layer(layer, self.pins.put_back) as block:
+                for front in fronts:
+                    self._advance(block, layer, front, stems)
+                    front.states += self._begin(block, layer, front, beginning)
+            stems += beginning
+            bar.update()
+        return stems
+
+    def _stems_from(self, layer: int) -> list[_Stem]:
+        ends: dict[Kind, list[int]] = {}
+        for branch in self.task.branches:
+            if branch.first == layer:
+                ends.setdefault(branch.kind, []).append(branch.end)
+        return [_Stem(kind, layer, of_kind) for kind, of_kind in ends.items()]
+
+    def _advance(self, block: Block, layer: int, front: _Front, stems: Sequence[_Stem]) -> None:
+        """Run the stems through one block, some at a time."""
+        samples = front.samples.stop - front.samples.start
+        at_once = max(1, ROWS_PER_CALL // (samples * (self.length - front.start)))
+        for first in range(0, len(stems), at_once):
+            piece = slice(first, first + at_once)
+            resid = torch.cat(front.states[piece])
+            self._pin(layer, front, stems[piece], self.length)
+            last = self.task.readout.length if layer == self.depth - 1 else None
+            front.states[piece] = torch.split(block(resid, self._past(layer, front, len(resid)), last), samples)
+
+    def _begin(self, block: Block, layer: int, front: _Front, stems: Sequence[_Stem]) -> list[Tensor]:
+        """States after a block whose output, or a part of it, is put back at the front's position."""
+        kept, here = self.layers[layer], front.pos - front.start
+        samples = front.samples.stop - front.samples.start
+        states = [kept.post[front.samples, front.start :].clone() for _ in stems]
+        inner = [i for i, stem in enumerate(stems) if stem.kind != "resid_post"]
+        if inner:
+            # Only the position itself differs in this block.
+            resid = kept.pre[front.samples, front.start : front.pos + 1].repeat(len(inner), 1, 1)
+            self._pin(layer, front, [stems[i] for i in inner], front.pos + 1)
+            outs = torch.split(block(resid, self._past(layer, front, len(resid)))[:, -1], samples)
+            for i, out in zip(inner, outs, strict=True):
+                states[i][:, here] = out
+        for stem, state in zip(stems, states, strict=True):
+            if stem.kind == "resid_post":
+                state[:, here] = kept.post[0, front.pos]
+        return [state[:, -self.task.readout.length :] for state in states] if layer == self.depth - 1 else states
+
+    def _pin(self, layer: int, front: _Front, stems: Sequence[_Stem], stop: int) -> None:
+        """What the hooks put back in the next call of ``layer``, which ends before position ``stop``."""
+        samples = front.samples.stop - front.samples.start
+        outs = self.layers[layer].outs
+        self.pins.pos, self.pins.values = front.pos - stop, {}
+        for kind, out in outs.items():
+            clean = [i for i, stem in enumerate(stems) if stem.kind == kind and stem.pinned(layer)]
+            severed = [i for i, stem in enumerate(stems) if stem.kind == "resid_post" and kind == self.task.severed]
+            value = out[0, front.pos] if clean else out[front.samples, front.pos].repeat(len(severed), 1)
+            rows = [i * samples + sample for i in clean or severed for sample in range(samples)]
+            if rows:
+                self.pins.values[kind] = (torch.tensor(rows), value)
+
+    def _past(self, layer: int, front: _Front, rows: int) -> Past:
+        """Keys and values of the corrupted run before the front."""
+        kept, samples = self.layers[layer].past, slice(front.samples.start - 1, front.samples.stop - 1)
+        before = None if kept is None else (kept[0][samples], kept[1][samples])
+        return self.blocks.past(rows, before, front.start)
+
+    def read_front(self, front: _Front) -> Sequence[Float[Tensor, "sample measure"]]:
+        """The measures of every stem."""
+        samples = front.samples.stop - front.samples.start
+        return torch.split(self.read(torch.cat(front.states)), samples)
+
+    def read(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch measure"]:
+        """The measures after the last block, some rows at a time."""
+        rows = max(1, LOGIT_ROWS // self.task.readout.length)
+        return torch.cat([self.task.readout(self.blocks.unembed(piece)) for piece in torch.split(resid, rows)])
+
+
+def _keeper(outs: dict[Kind, Tensor], kinds: Sequence[Kind]) -> Touch:
+    def keep(kind: str, out: Tensor) -> None:
+        if kind in kinds:
+            outs[cast(Kind, kind)] = out
+
+    return keep
