@@ -151,6 +151,17 @@ def test_generated_prefixes_are_recorded_and_repeatable():
     assert first.fingerprint != other.fingerprint
 
 
+def test_prefixes_from_a_generator_reach_every_step():
+    """Reading the keys must not use them up before the search."""
+    model = tiny_models.build("gpt2")
+    moments = second_moment(model, TEXTS, [1], progress=False)
+    prefixes = ("It is a fact. {}", "My favourite city. {}")
+    listed = rome_edit(model, REQUEST, moments, config=CONFIG, prefixes=prefixes, apply=False)
+    once = rome_edit(model, REQUEST, moments, config=CONFIG, prefixes=(text for text in prefixes), apply=False)
+    assert once.diagnostics["prefixes"] == prefixes
+    assert once.fingerprint == listed.fingerprint
+
+
 class TestNothingIsLost:
     """An exception at any point leaves weights, flags, mode and hooks as they were."""
 

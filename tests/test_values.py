@@ -85,6 +85,17 @@ def test_prefixes_and_kl_change_the_result_and_the_same_call_repeats_it():
         assert not torch.allclose(other.v_star, plain.v_star)
 
 
+def test_prefixes_may_be_none_or_an_iterator_and_are_checked():
+    model = tiny_models.build("gpt2")
+    search = ValueSearch(v_num_grad_steps=2)
+    plain = optimize_value(model, REQUEST, 1, search=search)
+    assert torch.equal(optimize_value(model, REQUEST, 1, prefixes=None, search=search).v_star, plain.v_star)
+    listed = optimize_value(model, REQUEST, 1, prefixes=PREFIXES, search=search)
+    assert torch.equal(optimize_value(model, REQUEST, 1, prefixes=iter(PREFIXES), search=search).v_star, listed.v_star)
+    with pytest.raises(ValueError, match="prefix 'no placeholder' has 0 placeholders; expected exactly one"):
+        optimize_value(model, REQUEST, 1, prefixes=["no placeholder"])
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 def test_gradients_switched_off_by_the_user_do_not_matter(context):
     model = tiny_models.build("gpt2")

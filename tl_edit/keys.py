@@ -6,7 +6,7 @@ answers there. Keys depend on the text before the subject; ROME averages them ov
 prefixes (Meng et al. 2022, eq. 3).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_edit import host, tokens
 from tl_edit.forward import activations
 from tl_edit.host import Model
-from tl_edit.request import EditRequest, as_requests, check_template
+from tl_edit.request import EditRequest, as_prefixes, as_requests
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -52,7 +52,7 @@ def extract_keys_values(
     requests: EditRequest | Sequence[EditRequest],
     layers: Sequence[int],
     *,
-    prefixes: Sequence[str] | None = None,
+    prefixes: Iterable[str] | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 64,
 ) -> KeysValues:
@@ -77,11 +77,7 @@ def extract_keys_values(
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
-    if isinstance(prefixes, str):
-        raise ValueError(f"{operation}: prefixes is one string; expected several; write [{prefixes!r}].")
-    templates = ("{}", *(prefixes or ()))
-    for template in templates:
-        check_template(template, "prefix")
+    templates = ("{}", *as_prefixes(prefixes, operation))
     prompts = [
         tokens.tokenize_request(model, request, prefix=template, prepend_bos=bos)
         for request in asked

@@ -14,7 +14,7 @@ Controls: with ``C = I`` the fact is still written but neighbouring keys move mo
 same norm writes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from tl_edit.host import Model
 from tl_edit.keys import extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
-from tl_edit.request import EditRequest, as_request
+from tl_edit.request import EditRequest, as_prefixes, as_request
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
 
@@ -143,7 +143,7 @@ def rome_edit(
     *,
     layer: int | None = None,
     config: ROMEConfig | None = None,
-    prefixes: Sequence[str] | None = None,
+    prefixes: Iterable[str] | None = None,
     prepend_bos: bool | None = None,
     apply: bool = True,
 ) -> Edit:
@@ -185,11 +185,10 @@ def rome_edit(
     host.check_layers(model, [at], operation)
     moment = _moment_for(model, moments, at, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
-    if prefixes is None:
-        prefixes = _generated(model, config)
-    read = extract_keys_values(model, request, [at], prefixes=prefixes, prepend_bos=bos)
+    templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
+    read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
     key, mean_key = read.keys[at][0], read.mean_keys[at][0]
-    found = optimize_value(model, request, at, prefixes=prefixes, search=config, prepend_bos=bos)
+    found = optimize_value(model, request, at, prefixes=templates, search=config, prepend_bos=bos)
     update = rome_update(moment.cholesky, key, read.values[at][0], found.v_star, direction_key=mean_key)
     edit = Edit(
         method="ROME",
@@ -197,7 +196,7 @@ def rome_edit(
         requests=(request,),
         config=config,
         provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
-        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": tuple(prefixes)},
+        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": templates},
     )
     return edit.apply(model) if apply else edit
 

@@ -16,7 +16,7 @@ The weights are not touched and receive no gradients.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.forward import at_least_float32, length
 from tl_edit.host import HookFn, Model
-from tl_edit.request import EditRequest, as_request
+from tl_edit.request import EditRequest, as_prefixes, as_request
 
 KL_RELATION = "{} is a"
 
@@ -129,7 +129,7 @@ def optimize_value(
     request: EditRequest,
     layer: int,
     *,
-    prefixes: Sequence[str] = (),
+    prefixes: Iterable[str] | None = None,
     search: ValueSearch | None = None,
     prepend_bos: bool | None = None,
 ) -> OptimizedValue:
@@ -139,7 +139,7 @@ def optimize_value(
         model: A HookedTransformer or TransformerBridge; its weights, flags and gradients stay as they are.
         request: The fact to write.
         layer: The layer whose MLP shall answer with v*, counted from 0.
-        prefixes: Templates such as ``"It was. {}"``; the bare prompt is always among the rows.
+        prefixes: Templates such as ``"It was. {}"``; None for none. The bare prompt is always among the rows.
         search: Settings; the published ones by default.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
 
@@ -151,11 +151,12 @@ def optimize_value(
     host.check_layers(model, [layer], operation)
     request = as_request(request, operation)
     search = search or ValueSearch()
+    templates = as_prefixes(prefixes, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
     # A user may have switched gradients off, as interpretability notebooks do.
     with torch.inference_mode(False), torch.enable_grad(), host.no_graph_left(model):
-        rows = _Rows.of(model, request, prefixes, bos)
+        rows = _Rows.of(model, request, templates, bos)
         bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
         v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
         return _search(model, site, rows, v0, search)
