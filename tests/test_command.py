@@ -49,6 +49,13 @@ def test_a_template_of_ones_own(run):
     assert "bit-identical" in out
 
 
+def test_an_answer_that_is_no_object_does_not_make_an_edit_succeed(run):
+    """The model goes on with the rest of a word; with a space before, that is a token which nobody says."""
+    code, out, _ = run("--subject", "Babcoc", "--relation", "The {}", "--target-new", "nitrogen", "--layer", "5")
+    assert "nitrogen instead of ?" in out
+    assert code == 1
+
+
 def test_list_facts(run):
     code, out, _ = run("--list-facts")
     assert code == 0
