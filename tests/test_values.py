@@ -138,6 +138,43 @@ def test_no_graph_is_left_on_the_model(case):
         assert torch.equal(copy.deepcopy(model)(REQUEST.prompt), model(REQUEST.prompt))
 
 
+@pytest.mark.parametrize(
+    ("cut", "found"),
+    [(lambda act, hook: act.detach(), "missing"), (lambda act, hook: 0 * act, "exactly zero")],
+    ids=["detach", "zero"],
+)
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_a_hook_that_cuts_the_gradient_is_found_out(interface, cut, found):
+    """The decay keeps a gradient of its own, so the search would run on and find nothing."""
+    model = tiny_models.build("gpt2", interface)
+    model.hook_dict["blocks.2.hook_resid_post"].add_hook(cut)
+    with pytest.raises(ValueError, match=rf"gradient .* layer 1 is {found}; .*; a hook .*remove it .*another layer"):
+        optimize_value(model, REQUEST, 1)
+    assert len(model.hook_dict["blocks.2.hook_resid_post"].fwd_hooks) == 1
+
+
+def test_the_last_layer_is_refused_unless_the_subject_ends_the_prompt():
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match=r"layer 2 is exactly zero; .*after the last layer nothing carries it"):
+        optimize_value(model, REQUEST, 2)
+    found = optimize_value(model, EditRequest("The city of {}", "Paris", "Rome"), 2)
+    assert found.losses[-1] < found.losses[0]
+
+
+@pytest.mark.parametrize("stop_loss", [0.05, 0.0])
+def test_a_target_that_is_certain_already_is_no_cut_gradient(stop_loss):
+    model = tiny_models.build("gpt2")
+    target = int(model.to_tokens(f"{REQUEST.prompt} Rome")[0, -1])
+    certain = torch.zeros(model.cfg.d_vocab).index_fill(0, torch.tensor([target]), 1e4)
+
+    handle = model.unembed.register_forward_hook(lambda module, inputs, output: output + certain)
+    try:
+        found = optimize_value(model, REQUEST, 1, search=ValueSearch(stop_loss=stop_loss, v_num_grad_steps=3))
+    finally:
+        handle.remove()
+    assert found.target_prob == 1.0
+
+
 def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         model = tiny_models.build("gpt2")

@@ -87,7 +87,11 @@ class Story:
         self.console.print(Text(request.prompt + " …"))
         table = Table.grid(padding=(0, 2))
         for token, probability in answers:
-            table.add_row(Text("  " + _visible(self.model.tokenizer.decode([token]))), f"{probability:.3f}", Bar(1.0, 0, probability, width=30))
+            table.add_row(
+                Text("  " + _visible(self.model.tokenizer.decode([token]))),
+                f"{probability:.3f}",
+                Bar(1.0, 0, probability, width=30),
+            )
         self.console.print(table)
         if request.target_true is None:
             return replace(request, target_true=self._as_object(request, answers[0][0]))

@@ -144,7 +144,8 @@ def optimize_value(
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
 
     Raises:
-        ValueError: For what `extract_keys_values` refuses, and when the loss is not finite.
+        ValueError: For what `extract_keys_values` refuses, when the loss is not finite, and when the target's
+            probability does not depend on the value: a hook cuts the gradient, or no later layer reads it.
     """
     operation = "optimize_value"
     host.check_ready(model, operation)
@@ -159,10 +160,13 @@ def optimize_value(
         rows = _Rows.of(model, request, templates, bos)
         bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
         v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
-        return _search(model, site, rows, v0, search)
+        return _search(model, layer, rows, v0, search)
 
 
-def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch) -> OptimizedValue:
+def _search(
+    model: Model, layer: int, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch
+) -> OptimizedValue:
+    site = host.value_name(model, layer)
     delta = torch.zeros_like(v0, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=search.v_lr)
     longest = search.clamp_norm_factor * float(length(v0))
@@ -185,6 +189,8 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
             )
         if losses[-1] < search.stop_loss or len(losses) == search.v_num_grad_steps:
             break
+        if len(losses) == 1:
+            _check_reaches(model, layer, terms.nll, delta)
         delta.grad = torch.autograd.grad(loss, delta)[0]
         optimizer.step()
         with torch.no_grad():
@@ -196,6 +202,25 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
         v0=v0.cpu(),
         losses=tuple(losses),
         target_prob=math.exp(-terms.nll.item()),
+    )
+
+
+def _check_reaches(model: Model, layer: int, nll: Float[Tensor, ""], delta: Float[Tensor, " d_model"]) -> None:
+    """Refuse a target that does not depend on delta: the search would follow the decay alone and write nothing.
+
+    Of the whole loss this cannot be seen, since the decay keeps a gradient and the other term starts at its minimum.
+    """
+    slope = torch.autograd.grad(nll, delta, retain_graph=True, allow_unused=True)[0] if nll.requires_grad else None
+    # A target that is certain already has no slope either.
+    if (slope is not None and slope.any()) or nll.item() <= 0:
+        return
+    cause = "a hook on the model cuts it by detaching or overwriting; remove it (model.reset_hooks())"
+    if layer == host.n_layers(model) - 1:
+        cause = f"after the last layer nothing carries it to the end of the prompt, or {cause}"
+    raise ValueError(
+        f"optimize_value: the gradient of the target's probability to the value of layer {layer} is "
+        f"{'missing' if slope is None else 'exactly zero'}; expected the target to depend on it; {cause}, "
+        "or choose another layer."
     )
 
 
