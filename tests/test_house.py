@@ -140,6 +140,12 @@ WRONG_TYPES = {
     "second_moment(model, [torch.zeros(4)], [0])": "a tensor of torch.float32, shape [4]",
     "second_moment(model, [torch.zeros(2, 4).long()], [0])": "shape [2, 4]",
     "second_moment(model, [[3, 4]], [0])": "hold list",
+    "second_moment(model, torch.zeros(2, 4).long(), [0])": "one tensor of shape [2, 4]",
+    "second_moment(model, None, [0])": "texts is of type NoneType",
+    "second_moment(model, {'a text': 1}, [0])": "texts is of type dict",
+    "second_moment(model, ['a text'], [0], max_tokens='50')": "max_tokens is '50'",
+    "second_moment(model, ['a text'], [0], max_tokens=50.0)": "max_tokens is 50.0",
+    "second_moment(model, ['a text'], [0], batch_tokens='50')": "batch_tokens is '50'",
     "load_fact_model(interface='Bridge')": "interface is 'Bridge'",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }

@@ -158,8 +158,10 @@ def second_moment(
     operation = "second_moment"
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
-    if batch_tokens < 1:
-        raise ValueError(f"{operation}: batch_tokens is {batch_tokens}; expected 1 or more; the default is 4096.")
+    if type(batch_tokens) is not int or batch_tokens < 1:
+        raise ValueError(
+            f"{operation}: batch_tokens is {batch_tokens!r}; expected an integer of 1 or more; the default is 4096."
+        )
     bos = tokens.resolve_bos(model, prepend_bos)
     rows = _rows(model, texts, bos, max_tokens, seed)
     total = sum(map(len, rows))
@@ -199,8 +201,21 @@ def _rows(
     """The texts as token rows in a seeded order, cut at the context and at ``max_tokens``."""
     if isinstance(texts, str):
         raise ValueError("second_moment: texts is one string; expected several texts; pass [text, ...].")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"second_moment: max_tokens is {max_tokens}; expected at least 1, or None for all.")
+    given = cast(object, texts)
+    if isinstance(given, Tensor):
+        raise ValueError(
+            f"second_moment: texts is one tensor of shape {list(given.shape)}; expected several texts, since padding "
+            "in a token matrix would count as text; pass a list of its rows without their padding, or strings."
+        )
+    if isinstance(given, dict) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"second_moment: texts is of type {type(texts).__name__}; expected several texts; pass a list of strings, "
+            "or of one-dimensional tensors of token ids."
+        )
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise ValueError(
+            f"second_moment: max_tokens is {max_tokens!r}; expected an integer of at least 1, or None for all."
+        )
     shuffled = list(texts)
     random.Random(seed).shuffle(shuffled)
     context = int(model.cfg.n_ctx)
