@@ -658,6 +658,25 @@ class Interrupted(Exception):  # noqa: N818
     pass
 
 
+@pytest.mark.parametrize("case", available_cases(), ids=str)
+def test_only_hooks_that_are_not_the_hosts_own_are_foreign(case):
+    """TransformerLens hangs hooks of its own on modules, some of them in the first run."""
+    model = shared(case)
+    with torch.no_grad():
+        model.run_with_cache(TOKENS)
+    assert host.foreign_hook(model) is None
+    with attached(model, [(RESID, Counter())]):
+        # A bridge has a name of its own for the hook point.
+        assert host.foreign_hook(model) in (RESID, RESID.replace("hook_resid_post", "hook_out"))
+    handle = model.blocks[0].register_forward_hook(lambda module, inputs, output: None)
+    assert host.foreign_hook(model) == "blocks.0"
+    handle.remove()
+    handle = model.register_forward_pre_hook(lambda module, inputs: None)
+    assert host.foreign_hook(model) == "the model itself"
+    handle.remove()
+    assert host.foreign_hook(model) is None
+
+
 @pytest.mark.parametrize("ends", [None, Interrupted, KeyboardInterrupt])
 @pytest.mark.parametrize("leave", [leave_permanent, leave_added, leave_behind, leave_in_context])
 @each_interface

@@ -239,7 +239,9 @@ def test_the_model_is_left_as_it_was(case):
 
 @pytest.mark.parametrize(("batch_size", "passes"), [(64, 1), (5, 3), (1, 12)])
 @each_interface
-def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, batch_size, passes):
+def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, batch_size, passes, monkeypatch):
+    # What counts here are hooks, too, and would make the batches those of a hooked model.
+    monkeypatch.setattr(host, "foreign_hook", lambda model: None)
     model, fired = (
         build("gpt2", interface),
         dict.fromkeys(["hook_embed", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"], 0),
@@ -258,11 +260,47 @@ def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, b
 
 
 @each_interface
-def test_positions_after_the_subject_are_not_computed(interface):
-    model, shapes = build("gpt2", interface), []
-    model.hook_dict["hook_embed"].add_hook(lambda act, hook: shapes.append(tuple(act.shape)))
-    found = extract_keys_values(model, REQUESTS, [1])
-    assert shapes == [(4, max(found.positions) + 1, D_MODEL)]
+def test_positions_after_the_subject_are_not_computed(interface, monkeypatch):
+    shapes, run = [], keys.activations
+
+    def spy(model, batch, names):
+        shapes.append(tuple(batch.tokens.shape))
+        return run(model, batch, names)
+
+    monkeypatch.setattr(keys, "activations", spy)
+    found = extract_keys_values(build("gpt2", interface), REQUESTS, [1])
+    assert shapes == [(4, max(found.positions) + 1)]
+
+
+def naive_batches(model, hook):
+    """By prompt: the key that the user's own run of it shows, with the hook on."""
+    for request in REQUESTS:
+        for prefix in ("{}", *PREFIXES):
+            prompt = tokens.tokenize_request(model, request, prefix=prefix)
+            store = []
+            read = ("blocks.1.mlp.hook_post", lambda act, hook, store=store: store.append(act))
+            with torch.no_grad():
+                model.run_with_hooks(prompt.tokens[None], fwd_hooks=[("blocks.0.hook_resid_post", hook), read])
+            yield store[0][0, prompt.subject_last]
+
+
+@pytest.mark.parametrize("batch_size", [64, 1])
+@pytest.mark.parametrize("position", [-6, 5])
+@each_interface
+def test_hooks_that_count_positions_act_as_in_the_users_own_run(interface, position, batch_size):
+    """Also from the end, which a cut prompt or padding would move."""
+    model = build("gpt2", interface)
+
+    def hook(act, hook):
+        act = act.clone()
+        act[:, position] += 3.0
+        return act
+
+    expected = torch.stack(list(naive_batches(model, hook))).reshape(4, 3, D_MLP)
+    model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook)
+    found = extract_keys_values(model, REQUESTS, [1], prefixes=PREFIXES, batch_size=batch_size)
+    torch.testing.assert_close(found.keys[1], expected[:, 0], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(found.mean_keys[1], expected.mean(1), atol=2e-5, rtol=2e-5)
 
 
 @each_interface

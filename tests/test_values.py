@@ -138,6 +138,22 @@ def test_no_graph_is_left_on_the_model(case):
         assert torch.equal(copy.deepcopy(model)(REQUEST.prompt), model(REQUEST.prompt))
 
 
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_v0_is_that_of_the_users_own_run(interface):
+    """A hook that counts from the end of the prompt must not act on the end of a cut one."""
+    model, store = tiny_models.build("gpt2", interface), []
+
+    def hook(act, hook):
+        return torch.cat([act[:, :-5], act[:, -5:] + 3.0], dim=1)
+
+    model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook)
+    lookup = model.to_tokens("The Eiffel Tower").shape[1] - 1
+    with torch.no_grad(), host.attached(model, [(host.value_name(model, 1), lambda act, hook: store.append(act))]):
+        model(model.to_tokens(REQUEST.prompt))
+    found = optimize_value(model, REQUEST, 1, search=ValueSearch(v_num_grad_steps=1))
+    torch.testing.assert_close(found.v0, store[0][0, lookup], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("cut", "found"),
     [(lambda act, hook: act.detach(), "missing"), (lambda act, hook: 0 * act, "exactly zero")],
@@ -148,7 +164,10 @@ def test_a_hook_that_cuts_the_gradient_is_found_out(interface, cut, found):
     """The decay keeps a gradient of its own, so the search would run on and find nothing."""
     model = tiny_models.build("gpt2", interface)
     model.hook_dict["blocks.2.hook_resid_post"].add_hook(cut)
-    with pytest.raises(ValueError, match=rf"gradient .* layer 1 is {found}; .*; a hook .*remove it .*another layer"):
+    with pytest.raises(
+        ValueError,
+        match=rf"gradient .* layer 1 is {found}; .*; a hook .*blocks\.2\.hook.*cuts .*remove it .*another layer",
+    ):
         optimize_value(model, REQUEST, 1)
     assert len(model.hook_dict["blocks.2.hook_resid_post"].fwd_hooks) == 1
 

@@ -4,12 +4,13 @@ The forward pass ends as soon as nobody needs the rest: a run that only reads ac
 one it reads, so no logits are computed for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_edit.hooks import capture
 from tl_edit.host import HookFn, Model, NamedHook, attached
@@ -69,6 +70,22 @@ def activations(
             "this architecture computes; see model.hook_dict and the notes in tl_edit/host.py."
         )
     return store
+
+
+@contextmanager
+def no_graph_left(model: Model) -> Generator[None, None, None]:
+    """Whatever happens in the block, no module holds a gradient graph of it afterwards.
+
+    The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
+    in memory, and the model cannot be deep-copied.
+    """
+    try:
+        yield
+    finally:
+        for module in cast(nn.Module, model).modules():
+            for name, kept in vars(module).items():
+                if isinstance(kept, Tensor) and kept.grad_fn is not None:
+                    vars(module)[name] = kept.detach()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -337,20 +337,36 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
 # --- hooks ---------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def no_graph_left(model: Model) -> Generator[None, None, None]:
-    """Whatever happens in the block, no module holds a gradient graph of it afterwards.
+def foreign_hook(model: Model) -> str | None:
+    """Where a hook is attached that is not TransformerLens' own; None where there is none."""
+    modules: list[tuple[str, Any]] = [*cast(Any, model).named_modules()]
+    if interface(model) == "TransformerBridge":
+        modules += cast(Any, model).original_model.named_modules()
+    for name, module in modules:
+        added = cast(Iterable[Any], vars(module).get("fwd_hooks", ()))
+        temporary = any(not handle.is_permanent for handle in added)
+        functions = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if temporary or any(not _is_of_the_host(function) for function in functions):
+            return name or "the model itself"
+    return None
 
-    The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
-    in memory, and the model cannot be deep-copied.
-    """
-    try:
-        yield
-    finally:
-        for module in cast(nn.Module, model).modules():
-            for name, kept in vars(module).items():
-                if isinstance(kept, Tensor) and kept.grad_fn is not None:
-                    vars(module)[name] = kept.detach()
+
+def _is_of_the_host(function: Any, depth: int = 3) -> bool:
+    """Whether a hook, and what it closes over, comes from TransformerLens or the libraries below it."""
+    inner = getattr(function, "func", None) or getattr(function, "__func__", None)
+    if inner is not None:
+        return _is_of_the_host(inner, depth)
+    module = getattr(function, "__module__", None) or ""
+    if module.split(".")[0] not in ("transformer_lens", "transformers", "torch", "accelerate"):
+        return False
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return depth == 0 or all(
+        _is_of_the_host(cell, depth - 1) for cell in cells if callable(cell) and not _is_module(cell)
+    )
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, nn.Module | type)
 
 
 @contextmanager

@@ -58,6 +58,10 @@ def extract_keys_values(
 ) -> KeysValues:
     """Keys and values of ``requests`` at ``layers``, in one pass that ends at the last of the layers.
 
+    Prompts are cut after the subject, since nothing later can change what is read there, and padded on the right.
+    Where the model carries hooks of your own, they see every prompt whole and unpadded, in batches of prompts of one
+    length, so that a hook that counts positions, also from the end, acts as in a run of yours.
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         requests: One request or several.
@@ -85,15 +89,21 @@ def extract_keys_values(
     ]
     names = {layer: (host.key_name(layer), host.value_name(model, layer)) for layer in layers}
     read: dict[str, list[Tensor]] = {name: [] for pair in names.values() for name in pair}
-    for chunk in _chunks(prompts, batch_size):
-        # Causal attention: what follows the lookup position cannot change what is read there.
-        batch = tokens.pad(model, [prompt.tokens[: prompt.subject_last + 1] for prompt in chunk])
-        rows, last = torch.arange(len(chunk)), torch.tensor(batch.lengths) - 1
+    whole = host.foreign_hook(model) is not None
+    order: list[int] = []
+    for chunk in _chunks(prompts, batch_size, one_length=whole):
+        # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
+        ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
+        batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
+        rows, lookup = torch.arange(len(chunk)), torch.tensor([prompts[i].subject_last for i in chunk])
         for name, act in activations(model, batch, list(read)).items():
-            read[name].append(act[rows, last].cpu())
+            read[name].append(act[rows, lookup].cpu())
+        order += chunk
+    back = torch.tensor(order).argsort()
 
     def by_request(name: str) -> Float[Tensor, "request prefix width"]:
-        return rearrange(torch.cat(read[name]), "(request prefix) width -> request prefix width", request=len(asked))
+        in_order = torch.cat(read[name])[back]
+        return rearrange(in_order, "(request prefix) width -> request prefix width", request=len(asked))
 
     keys = {layer: by_request(key) for layer, (key, _) in names.items()}
     values = {layer: by_request(value) for layer, (_, value) in names.items()}
@@ -115,6 +125,11 @@ def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor,
     return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(over_prefixes.dtype)
 
 
-def _chunks(prompts: Sequence[tokens.Prompt], size: int) -> Iterator[Sequence[tokens.Prompt]]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+def _chunks(prompts: Sequence[tokens.Prompt], size: int, *, one_length: bool) -> Iterator[list[int]]:
+    """Indices of the prompts that run together; with ``one_length`` none of them needs padding."""
+    groups: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt.tokens) if one_length else 0, []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

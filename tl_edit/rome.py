@@ -152,6 +152,10 @@ def rome_edit(
     The model's weights, ``requires_grad`` flags, mode and hooks stay as they are until the last step, the write;
     an exception at any point leaves the model untouched.
 
+    Hooks of your own take part in every step. They see the prompt, bare and behind each prefix, whole and unpadded
+    (`extract_keys_values`), the rows of the search with the target's tokens and padding (`optimize_value`), and, unless
+    you pass ``prefixes``, texts that grow from a lone BOS while the model writes prefixes (`generate_prefixes`).
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         request: The fact to write.
@@ -159,7 +163,8 @@ def rome_edit(
         layer: The layer to edit, counted from 0; overrides ``config.layer``.
         config: Settings; None for the published ones of this model (`ROMEConfig.for_model`), and for a model
             without any, the common ones with your ``layer``.
-        prefixes: Templates such as ``"It was. {}"``; None to let the model generate them by the published rule.
+        prefixes: Templates such as ``"It was. {}"``; None to let the model generate them by the published rule,
+            under your hooks, if it has any.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default. The published
             numbers are without.
         apply: Whether to write the edit; otherwise it is only computed.

@@ -135,6 +135,10 @@ def optimize_value(
 ) -> OptimizedValue:
     """Search for v* of one request at one layer.
 
+    Hooks of your own take part. For ``v0`` they see the bare prompt as it is; in the search they see one batch of all
+    rows, each prompt with all but the last of the target's tokens, padded on the right. A hook that counts positions
+    from the end acts on another token there.
+
     Args:
         model: A HookedTransformer or TransformerBridge; its weights, flags and gradients stay as they are.
         request: The fact to write.
@@ -156,10 +160,13 @@ def optimize_value(
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
     # A user may have switched gradients off, as interpretability notebooks do.
-    with torch.inference_mode(False), torch.enable_grad(), host.no_graph_left(model):
+    with torch.inference_mode(False), torch.enable_grad(), forward.no_graph_left(model):
         rows = _Rows.of(model, request, templates, bos)
-        bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
-        v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
+        lookup = int(rows.lookup[0])
+        # As in `extract_keys_values`: cut where that changes nothing, whole where a user's hook may look at the end.
+        end = lookup + 1 if host.foreign_hook(model) is None else int(rows.target_positions[0, 0]) + 1
+        bare = tokens.pad(model, [rows.batch.tokens[0, :end].cpu()])
+        v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, lookup])
         return _search(model, layer, rows, v0, search)
 
 
@@ -214,7 +221,9 @@ def _check_reaches(model: Model, layer: int, nll: Float[Tensor, ""], delta: Floa
     # A target that is certain already has no slope either.
     if (slope is not None and slope.any()) or nll.item() <= 0:
         return
-    cause = "a hook on the model cuts it by detaching or overwriting; remove it (model.reset_hooks())"
+    hooked = host.foreign_hook(model)
+    where = "" if hooked is None else f" (there is one at {hooked})"
+    cause = f"a hook on the model{where} cuts it by detaching or overwriting; remove it (model.reset_hooks())"
     if layer == host.n_layers(model) - 1:
         cause = f"after the last layer nothing carries it to the end of the prompt, or {cause}"
     raise ValueError(
