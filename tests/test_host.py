@@ -474,6 +474,23 @@ def test_quantised_and_unloaded_weights_are_refused_by_name(interface, family, w
 
 
 @needs_bridge
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_second_bridge_over_the_same_model_has_the_same_w_out(family):
+    """It wraps the wrappers of the first; GPT-2's weights would be taken for those of an nn.Linear, transposed."""
+    first, second = two_bridges(family)
+    assert torch.equal(host.w_out(second, LAYER), host.w_out(first, LAYER))
+    assert host.w_out(second, LAYER).shape == (tiny_models.D_MLP, tiny_models.D_MODEL)
+    assert_writing_acts_like_a_hook(second)
+
+
+def two_bridges(family):
+    tokenizer = tiny_models.default_tokenizer(family)
+    hf_model = tiny_models.build_hf(family, len(tokenizer))
+    case = Case(family, TRANSFORMER_BRIDGE, False)
+    return [tiny_models.boot(hf_model, tokenizer, case, torch.float32) for _ in range(2)]
+
+
+@needs_bridge
 def test_a_linear_that_hides_its_weight_is_refused():
     class QuantLinear(nn.Module):
         qweight = torch.zeros(4, 4, dtype=torch.int32)

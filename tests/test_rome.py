@@ -151,6 +151,22 @@ def test_generated_prefixes_are_recorded_and_repeatable():
     assert first.fingerprint != other.fingerprint
 
 
+@pytest.mark.skipif("TransformerBridge" not in tiny_models.interfaces(), reason="TransformerLens has no bridge")
+def test_a_second_bridge_over_the_same_model_is_edited():
+    from test_host import two_bridges
+
+    _, model = two_bridges("gpt2")
+    moments = second_moment(model, TEXTS, [1], progress=False)
+    tokens, before = model.to_tokens(REQUEST.prompt), weights(model)
+    with torch.no_grad():
+        unedited = model(tokens)
+        edit = rome_edit(model, REQUEST, moments, config=CONFIG)
+        assert not torch.allclose(model(tokens), unedited, atol=1e-3)
+        edit.undo(model)
+        assert torch.equal(model(tokens), unedited)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+
+
 def test_prefixes_from_a_generator_reach_every_step():
     """Reading the keys must not use them up before the search."""
     model = tiny_models.build("gpt2")

@@ -279,6 +279,9 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
         if out is None:
             raise ValueError(_no_dense_w_out(layer))
         linear = out.original_component
+        # Of a second bridge over the same Hugging Face model, this is the first one's wrapper.
+        while getattr(linear, "original_component", None) is not None:
+            linear = linear.original_component
         weight = getattr(linear, "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(_unreadable(layer, f"hidden in a {type(linear).__name__}"))
