@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 
-from tl_edit import EditRequest, ValueSearch, host, optimize_value
+from tl_edit import EditRequest, ValueSearch, extract_keys_values, host, optimize_value
 from tl_edit.hooks import shift
 
 REQUEST = EditRequest("{} is in the city of", "The Eiffel Tower", "Rome", "Paris")
@@ -192,6 +192,17 @@ def test_a_target_that_is_certain_already_is_no_cut_gradient(stop_loss):
     finally:
         handle.remove()
     assert found.target_prob == 1.0
+
+
+def test_a_prefix_that_leaves_no_room_for_the_target_is_refused():
+    """Prompt and prefix fit the context, and so do prompt and target."""
+    model = tiny_models.build("gpt2")
+    request = EditRequest("{} is in", "The Eiffel Tower", "Constantinople")
+    bare, word = (model.to_tokens(text, prepend_bos=False).shape[1] for text in (". The Eiffel Tower is in", " Paris"))
+    prefix = " Paris" * ((tiny_models.N_CTX - 1 - bare) // word) + ". {}"
+    assert extract_keys_values(model, request, [1], prefixes=[prefix]).prefixes == (prefix,)
+    with pytest.raises(ValueError, match=r"'Constantinople' needs \d+ tokens; .* context of 128; shorten the prefix"):
+        optimize_value(model, request, 1, prefixes=[prefix])
 
 
 def test_weights_made_in_inference_mode_are_refused():

@@ -112,6 +112,14 @@ class _Rows:
 
         target = tokens.target_tokens(model, request.prompt, request.target_new, prepend_bos=prepend_bos)
         prompts = [tokenize(request, prefix) for prefix in ("{}", *prefixes)]
+        # Each prompt fits the context alone; the target stands behind it.
+        longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+        needed, context = len(longest.tokens) + len(target) - 1, int(model.cfg.n_ctx)
+        if needed > context:
+            raise ValueError(
+                f"optimize_value: {longest.text[:40]!r}... with the target {request.target_new!r} needs {needed} "
+                f"tokens; {host.model_name(model)} has a context of {context}; shorten the prefix, the prompt or the target."
+            )
         kl_prompt = tokenize(EditRequest(KL_RELATION, request.subject, request.target_new))
         batch = tokens.pad(model, [*(torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts), kl_prompt.tokens])
         last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
