@@ -1,9 +1,15 @@
 """``python -m tl_edit`` as a person runs it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tiny_models
 from rich.console import Console
 
+import tl_edit
 from tl_edit.__main__ import main
 from tl_edit.story import Story
 
@@ -103,6 +109,14 @@ def test_a_model_without_published_settings_needs_a_layer():
     model = tiny_models.build("gpt2")
     with pytest.raises(ValueError, match=r"--layer is missing.*expected 0 to 2; pass e.g. --layer 1"):
         Story(model, Console(), texts=["Rome."])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_is_not_utf_8_will_do(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(tl_edit.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "tl_edit"], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"bit-identical" in done.stdout
 
 
 def test_help_shows_an_example(capsys):

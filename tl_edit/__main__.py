@@ -25,6 +25,8 @@ DEFAULT_SUBJECT, DEFAULT_TARGET = "Eiffel Tower", "Rome"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        _make_lenient(stream)
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
     try:
@@ -39,6 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]tl_edit:[/] {escape(str(error))}", soft_wrap=True)
         return 2
+
+
+def _make_lenient(stream: Any) -> None:
+    """Let a console that is not UTF-8 show question marks for what it lacks, such as an arrow, instead of failing."""
+    if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:

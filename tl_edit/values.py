@@ -118,7 +118,8 @@ class _Rows:
         if needed > context:
             raise ValueError(
                 f"optimize_value: {longest.text[:40]!r}... with the target {request.target_new!r} needs {needed} "
-                f"tokens; {host.model_name(model)} has a context of {context}; shorten the prefix, the prompt or the target."
+                f"tokens; {host.model_name(model)} has a context of {context}; shorten the prefix, the prompt or "
+                "the target."
             )
         kl_prompt = tokenize(EditRequest(KL_RELATION, request.subject, request.target_new))
         batch = tokens.pad(model, [*(torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts), kl_prompt.tokens])
