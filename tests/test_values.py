@@ -205,6 +205,18 @@ def test_a_prefix_that_leaves_no_room_for_the_target_is_refused():
         optimize_value(model, request, 1, prefixes=[prefix])
 
 
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_a_graph_that_was_there_before_stays(interface):
+    """A user may keep a tensor of their own on a module, to differentiate it later."""
+    model = tiny_models.build("gpt2", interface)
+    mine = torch.ones(3, requires_grad=True)
+    vars(model.blocks[0])["mine"] = kept = 2 * mine
+    optimize_value(model, REQUEST, 1, search=ValueSearch(v_num_grad_steps=2))
+    assert vars(model.blocks[0])["mine"] is kept
+    kept.sum().backward()
+    assert torch.equal(mine.grad, torch.full((3,), 2.0))
+
+
 def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         model = tiny_models.build("gpt2")

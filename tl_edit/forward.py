@@ -74,18 +74,28 @@ def activations(
 
 @contextmanager
 def no_graph_left(model: Model) -> Generator[None, None, None]:
-    """Whatever happens in the block, no module holds a gradient graph of it afterwards.
+    """Whatever happens in the block, no module holds a gradient graph of it afterwards; what had one before keeps it.
 
     The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
     in memory, and the model cannot be deep-copied.
     """
+    before = {(id(module), name): kept for module, name, kept in _graphs(model)}
     try:
         yield
     finally:
-        for module in cast(nn.Module, model).modules():
-            for name, kept in vars(module).items():
-                if isinstance(kept, Tensor) and kept.grad_fn is not None:
-                    vars(module)[name] = kept.detach()
+        for module, name, kept in _graphs(model):
+            if before.get((id(module), name)) is not kept:
+                vars(module)[name] = kept.detach()
+
+
+def _graphs(model: Model) -> list[tuple[nn.Module, str, Tensor]]:
+    """The tensors with a graph among the plain attributes of modules."""
+    return [
+        (module, name, kept)
+        for module in cast(nn.Module, model).modules()
+        for name, kept in vars(module).items()
+        if isinstance(kept, Tensor) and kept.grad_fn is not None
+    ]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
