@@ -49,18 +49,31 @@ class SecondMoment:
         """Lower Cholesky factor of `matrix` in float64, computed once.
 
         Raises:
-            ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions.
+            ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions, or neurons that never fired.
         """
         factor, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(self.matrix.double()))
         if info.item() or not torch.isfinite(factor).all():
-            missing = max(self.d_mlp - self.count, 0)
             raise ValueError(
                 f"solving with the second moment of layer {self.layer}: it is singular after {self.count:,} tokens; "
-                f"expected a positive definite {self.d_mlp} x {self.d_mlp} matrix, for which at least {missing:,} "
-                f"more tokens are needed and about {10 * self.d_mlp:,} in all are advisable; call "
-                "second_moment(...) with more texts or a larger max_tokens."
+                f"expected a positive definite {self.d_mlp} x {self.d_mlp} matrix{self._remedy()}"
             )
         return factor
+
+    def _remedy(self) -> str:
+        """What a singular matrix lacks: tokens, or neurons that fire, which no number of tokens may give."""
+        missing = self.d_mlp - self.count
+        if missing > 0:
+            return (
+                f", for which at least {missing:,} more tokens are needed and about {10 * self.d_mlp:,} in all are "
+                "advisable; call second_moment(...) with more texts or a larger max_tokens."
+            )
+        dead = int((self.matrix.diagonal() == 0).sum())
+        if dead:
+            return (
+                f"; {dead:,} of the neurons never fired, as happens in models with ReLU; choose a layer without such "
+                f"neurons, try more varied texts, or use the control SecondMoments.identity(model, [{self.layer}])."
+            )
+        return f"; about {10 * self.d_mlp:,} tokens are advisable; call second_moment(...) with more and more varied texts."
 
     def check_fits(self, model: Model, operation: str) -> None:
         """Refuse a model whose keys at this layer have another width.
