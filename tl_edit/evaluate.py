@@ -27,7 +27,6 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
-from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 
 Group = Literal["efficacy", "paraphrase", "neighborhood"]
@@ -198,7 +197,7 @@ def evaluate(
         batch_size: Rows per forward pass.
 
     Raises:
-        ValueError: For no records, targets that cannot be tokenised, active dropout.
+        ValueError: For no records, targets that cannot be tokenised, active dropout, probabilities that are not finite.
     """
     operation = "evaluate"
     listed = as_records(records, operation)
@@ -241,7 +240,7 @@ def _answer(model: Model, questions: Sequence[_Question]) -> None:
     logits = forward.logits(model, batch)
     for row, question in zip(logits, questions, strict=True):
         start = len(question.before) - 1
-        log_probs = torch.log_softmax(at_least_float32(row[start : start + len(question.target)]), dim=-1).cpu()
+        log_probs = forward.log_probs(model, row[start : start + len(question.target)]).cpu()
         likeliest = log_probs.argmax(dim=-1)
         question.prob = float(log_probs.gather(-1, question.target[:, None]).mean().exp())
         question.says = bool((likeliest == question.target).all())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_edit.hooks import capture
-from tl_edit.host import HookFn, Model, NamedHook, attached
+from tl_edit.host import HookFn, Model, NamedHook, attached, model_name
 from tl_edit.tokens import TokenBatch
 
 
@@ -28,11 +28,27 @@ def logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> 
 
 
 def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch d_vocab"]:
-    """Log-probabilities of the token after each row's last real one, in at least float32."""
+    """Log-probabilities of the token after each row's last real one, in at least float32; see `log_probs`."""
     rows = torch.arange(len(batch.lengths))
     with torch.no_grad():
         last = logits(model, batch, hooks)[rows, torch.tensor(batch.lengths) - 1]
-    return torch.log_softmax(at_least_float32(last), dim=-1)
+    return log_probs(model, last)
+
+
+def log_probs(model: Model, logits: Float[Tensor, "_ d_vocab"]) -> Float[Tensor, "_ d_vocab"]:
+    """Log-probabilities of the next token in at least float32.
+
+    Raises:
+        ValueError: If they are not numbers, as after an overflow.
+    """
+    found = torch.log_softmax(at_least_float32(logits), dim=-1)
+    if found.isnan().any():
+        raise ValueError(
+            f"running {model_name(model)}: its next-token probabilities are not finite; expected numbers from 0 to 1; "
+            "load the model in float32 or bfloat16 (float16 overflows on some models), and look for weights and hooks "
+            "that are not finite."
+        )
+    return found
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ class SecondMoment:
                 f"; {dead:,} of the neurons never fired, as happens in models with ReLU; choose a layer without such "
                 f"neurons, try more varied texts, or use the control SecondMoments.identity(model, [{self.layer}])."
             )
-        return f"; about {10 * self.d_mlp:,} tokens are advisable; call second_moment(...) with more and more varied texts."
+        return f"; about {10 * self.d_mlp:,} tokens are advisable; call second_moment(...) with more varied texts."
 
     def check_fits(self, model: Model, operation: str) -> None:
         """Refuse a model whose keys at this layer have another width.

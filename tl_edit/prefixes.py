@@ -30,7 +30,8 @@ def generate_prefixes(
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If the tokenizer has neither BOS nor EOS, or the numbers are too small.
+        ValueError: If the tokenizer has neither BOS nor EOS, the numbers are too small, or the model's probabilities
+            are not finite.
     """
     if n_per_length < 1 or top_k < 1 or min(lengths, default=0) < 2:
         raise ValueError(
