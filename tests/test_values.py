@@ -85,6 +85,14 @@ def test_prefixes_and_kl_change_the_result_and_the_same_call_repeats_it():
         assert not torch.allclose(other.v_star, plain.v_star)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_bos_is_recorded(bos):
+    model, search = tiny_models.build("gpt2"), ValueSearch(v_num_grad_steps=1)
+    assert optimize_value(model, REQUEST, 1, search=search, prepend_bos=bos).prepend_bos is bos
+    model.cfg.default_prepend_bos = bos
+    assert optimize_value(model, REQUEST, 1, search=search).prepend_bos is bos
+
+
 def test_prefixes_may_be_none_or_an_iterator_and_are_checked():
     model = tiny_models.build("gpt2")
     search = ValueSearch(v_num_grad_steps=2)

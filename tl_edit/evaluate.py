@@ -15,6 +15,7 @@ accuracies stand beside them as ``accuracy``.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
-from tl_edit.host import Model
+from tl_edit.host import Model, Provenance
 
 Group = Literal["efficacy", "paraphrase", "neighborhood"]
 
@@ -101,11 +102,18 @@ class Evaluation:
     """Scores of every prompt of every record, and the metrics over them."""
 
     scores: tuple[RecordScores, ...]
+    provenance: Provenance | None = None
+    """The model and how it was asked; None for scores made by hand, and for joined ones that differ in it."""
 
     @classmethod
     def of(cls, parts: Iterable["Evaluation"]) -> "Evaluation":
         """Several evaluations as one, e.g. of edits that were made one at a time."""
-        return cls(scores=tuple(score for part in parts for score in part.scores))
+        listed = list(parts)
+        first = listed[0].provenance if listed else None
+        return cls(
+            scores=tuple(score for part in listed for score in part.scores),
+            provenance=first if all(part.provenance == first for part in listed) else None,
+        )
 
     def success(self, group: Group) -> Metric | None:
         """ES, PS or NS: the rate at which the object that should win is likelier than the other."""
@@ -193,7 +201,8 @@ def evaluate(
         model: A HookedTransformer or TransformerBridge.
         records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`.
         edit: An edit to switch on; one that is applied already is left on.
-        prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
+            computed the other way.
         batch_size: Rows per forward pass.
 
     Raises:
@@ -205,13 +214,21 @@ def evaluate(
         raise ValueError(f"{operation}: batch_size is {batch_size}; expected 1 or more rows per forward pass.")
     host.check_ready(model, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
+    if edit is not None and prepend_bos is None and edit.provenance.prepend_bos != bos:
+        made, now = ("with" if flag else "without" for flag in (edit.provenance.prepend_bos, bos))
+        warnings.warn(
+            f"{operation}: the edit was computed {made} a BOS and is evaluated {now} one, which is the model's default; "
+            f"pass prepend_bos={not bos} to ask as it was computed, or prepend_bos={bos} if this is meant.",
+            stacklevel=2,
+        )
     questions = [_Question(model, prompt, answer, bos) for record in listed for prompt, answer in _questions(record)]
     on = nullcontext() if edit is None or edit.is_applied(model) else edit.on(model)
     with on:
         for start in range(0, len(questions), batch_size):
             _answer(model, questions[start : start + batch_size])
     answered = iter(questions)
-    return Evaluation(scores=tuple(_collect(model, record, answered) for record in listed))
+    scores = tuple(_collect(model, record, answered) for record in listed)
+    return Evaluation(scores=scores, provenance=host.provenance(model, prepend_bos=bos))
 
 
 class _Question:

@@ -82,6 +82,8 @@ class OptimizedValue:
     """Total loss at each evaluation, in nats; the last belongs to ``v_star``."""
     target_prob: float
     """Probability of the target at the end: geometric mean over its tokens and over prefixes."""
+    prepend_bos: bool
+    """Whether the prompts began with a BOS."""
 
     @property
     def delta_ratio(self) -> float:
@@ -176,11 +178,11 @@ def optimize_value(
         end = lookup + 1 if host.foreign_hook(model) is None else int(rows.target_positions[0, 0]) + 1
         bare = tokens.pad(model, [rows.batch.tokens[0, :end].cpu()])
         v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, lookup])
-        return _search(model, layer, rows, v0, search)
+        return _search(model, layer, rows, v0, search, bos)
 
 
 def _search(
-    model: Model, layer: int, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch
+    model: Model, layer: int, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch, prepend_bos: bool
 ) -> OptimizedValue:
     site = host.value_name(model, layer)
     delta = torch.zeros_like(v0, requires_grad=True)
@@ -218,6 +220,7 @@ def _search(
         v0=v0.cpu(),
         losses=tuple(losses),
         target_prob=math.exp(-terms.nll.item()),
+        prepend_bos=prepend_bos,
     )
 
 
