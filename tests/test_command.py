@@ -84,6 +84,8 @@ def test_list_facts(run):
             ("--model", "no-such-model-anywhere", "--subject", "A", "--relation", "{} is", "--target-new", "B"),
             ("no-such-model-anywhere", "could not load", "leave --model out"),
         ),
+        (("--subject", "Eiffel Tower", "--relation", ""), ("--relation is empty", "{} is in the city of")),
+        (("--list-facts", "--relation", " "), ("--relation is empty", "leave it out")),
         (("--texts", "no/such/file.txt"), ("no/such/file.txt", "UTF-8 text file")),
         (("--list-facts", "--subject", "Atlantis"), ("no bundled fact",)),
         (("--list-facts", "--subject", "Eiffel Tower", "--relation", "P19"), ("--relation 'P19'", "leave one")),

@@ -30,6 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
     try:
+        if options.relation is not None and not options.relation.strip():
+            raise ValueError(
+                "--relation is empty; expected a template such as '{} is in the city of', or for the bundled model a "
+                "relation's name; leave it out for any relation."
+            )
         if options.list_facts:
             _list_facts(console, options)
             return 0
