@@ -113,7 +113,9 @@ def test_an_edit_made_with_another_bos_setting_is_evaluated_with_a_warning():
     model = tiny_models.build("gpt2")
     edit = make_edit(model)
     other = replace(edit, provenance=replace(edit.provenance, prepend_bos=False))
-    with pytest.warns(UserWarning, match=r"computed without a BOS .*with one, .*pass prepend_bos=False .*=True if"):
+    with pytest.warns(
+        UserWarning, match=r"computed without a BOS .*with one, the model's default; pass prepend_bos=False .*=True if"
+    ):
         assert evaluate(model, RECORD, edit=other).provenance.prepend_bos is True
     with warnings.catch_warnings():
         warnings.simplefilter("error")

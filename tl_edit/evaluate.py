@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -210,14 +210,22 @@ def evaluate(
     """
     operation = "evaluate"
     listed = as_records(records, operation)
-    if batch_size < 1:
-        raise ValueError(f"{operation}: batch_size is {batch_size}; expected 1 or more rows per forward pass.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(
+            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
+            "default is 128."
+        )
+    if edit is not None and not isinstance(cast(object, edit), Edit):
+        raise ValueError(
+            f"{operation}: edit is of type {type(edit).__name__}; expected what rome_edit(...) returns, or None for "
+            "the model as it is."
+        )
     host.check_ready(model, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     if edit is not None and prepend_bos is None and edit.provenance.prepend_bos != bos:
         made, now = ("with" if flag else "without" for flag in (edit.provenance.prepend_bos, bos))
         warnings.warn(
-            f"{operation}: the edit was computed {made} a BOS and is evaluated {now} one, which is the model's default; "
+            f"{operation}: the edit was computed {made} a BOS and is evaluated {now} one, the model's default; "
             f"pass prepend_bos={not bos} to ask as it was computed, or prepend_bos={bos} if this is meant.",
             stacklevel=2,
         )

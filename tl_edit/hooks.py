@@ -53,7 +53,7 @@ def corrupt_subject(
     Raises:
         ValueError: If the span is empty or the noise negative; when run, if the span is outside the prompt.
     """
-    start, end = span
+    start, end = _bounds(span)
     if not 0 <= start < end:
         raise ValueError(f"corrupt_subject: span {span} is empty; expected (first, one past last), e.g. (1, 4).")
     if not 0 <= (noise if noise_std is None else noise_std) < math.inf:
@@ -176,6 +176,18 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
             f"{length - 1}; was the subject located in another prompt, or without its BOS?"
         )
     return [position % length for position in listed]
+
+
+def _bounds(span: Any) -> list[int]:
+    """The two integers of a span."""
+    several = span.tolist() if hasattr(span, "tolist") else span
+    bounds = list(cast(Sequence[Any], several)) if isinstance(several, tuple | list) else []
+    if len(bounds) != 2 or any(isinstance(bound, bool) or not hasattr(bound, "__index__") for bound in bounds):
+        raise ValueError(
+            f"corrupt_subject: span is {span!r}; expected two integers, (first, one past last); pass "
+            "Prompt.subject_span, or e.g. (1, 4)."
+        )
+    return [operator.index(bound) for bound in bounds]
 
 
 def _integers(positions: Any, what: str) -> list[int]:

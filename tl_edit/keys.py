@@ -76,8 +76,8 @@ def extract_keys_values(
     """
     operation = "extract_keys_values"
     asked = as_requests(requests, operation)
-    if batch_size < 1:
-        raise ValueError(f"{operation}: batch_size {batch_size}; expected 1 or more rows; the default is 64.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"{operation}: batch_size {batch_size!r}; expected 1 or more rows; the default is 64.")
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
     bos = tokens.resolve_bos(model, prepend_bos)

@@ -120,10 +120,20 @@ def rome_update(
         ``left`` of unit length and ``right`` so that ``key @ (left @ right) == v_star - value``, in float64.
 
     Raises:
-        ValueError: If ``key`` is orthogonal to the direction, so that no change along it can be seen by the key.
+        ValueError: If ``key`` is orthogonal to the direction, so that no change along it can be seen by the key, or if
+            shapes do not fit.
     """
     wide = torch.float64
     spread = key if direction_key is None else direction_key
+    given = {"factor": factor, "key": key, "value": value, "v_star": v_star, "direction_key": spread}
+    shapes = {name: list(tensor.shape) for name, tensor in given.items()}
+    d_mlp, d_model = key.numel(), value.numel()
+    if list(shapes.values()) != [[d_mlp, d_mlp], [d_mlp], [d_model], [d_model], [d_mlp]]:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"rome_update: shapes are {found}; expected factor [d_mlp d_mlp], key and direction_key [d_mlp], value and "
+            "v_star [d_model]; pass one request's key and value, e.g. found.keys[layer][0]."
+        )
     direction = torch.cholesky_solve(spread.to(wide)[:, None], factor.to(wide))
     left = direction / length(direction)
     divisor = key.to(wide) @ left[:, 0]
