@@ -208,7 +208,8 @@ def test_other_dtypes_are_kept(interface, family, dtype):
     for layer in LAYERS:
         for field in FIELDS:
             act = getattr(found, field)[layer]
-            assert act.dtype == dtype
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            assert act.dtype == (wide if field.startswith("mean") else dtype)
             assert (act.float() - getattr(expected, field)[layer]).abs().mean() < limit
 
 
@@ -216,6 +217,14 @@ def test_the_mean_is_summed_in_float64_and_rounded_once():
     # In float32, 2^24 + 1 is 2^24.
     over_prefixes = torch.tensor([2.0**24, 1.0, 1.0, 1.0])[None, :, None]
     assert torch.equal(keys._mean(over_prefixes), torch.tensor([[(2**24 + 3) / 4]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_mean_of_a_half_precision_model_is_kept_in_float32(dtype):
+    # 1 + 2^-12 is in neither of the two types.
+    over_prefixes = torch.tensor([1.0, 1 + 2.0**-7])[None, :, None].to(dtype).repeat(1, 16, 1)
+    over_prefixes[0, 2:] = 1.0
+    assert torch.equal(keys._mean(over_prefixes), torch.tensor([[1 + 2.0**-12]]))
 
 
 # --- what it leaves alone, and what it does not compute ------------------------------------------------

@@ -149,13 +149,20 @@ def capture(store: MutableMapping[str, Tensor], name: str, positions: Positions 
 def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
     """The positions, counted from 0, as an index that keeps their axis.
 
-    Refuses those outside the sequence, which torch would wrap or clip silently in part, and activations that
-    have no axis for the sequence.
+    Axis 1 of the activation must be the sequence, as it is everywhere but in attention patterns and scores, whose axis
+    1 is the head. Refuses positions outside the sequence, which torch would wrap or clip silently in part, and
+    activations that have no axis for the sequence or are known by their shape for a pattern.
     """
     if act.ndim < 3:
         raise ValueError(
             f"{what}: the activation is of shape {list(act.shape)}; expected [batch, pos, width]; choose a hook point "
             "that keeps the sequence as an axis."
+        )
+    if act.ndim == 4 and act.shape[2] == act.shape[3] != act.shape[1]:
+        raise ValueError(
+            f"{what}: the activation is of shape {list(act.shape)}, an attention pattern [batch, head, query, key]; "
+            "expected [batch, pos, ...], with the sequence as axis 1; choose another hook point, or write a hook of "
+            "your own for patterns."
         )
     if isinstance(positions, tuple):
         raise ValueError(

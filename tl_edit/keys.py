@@ -15,14 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host, tokens
-from tl_edit.forward import activations
+from tl_edit.forward import activations, at_least_float32
 from tl_edit.host import Model
 from tl_edit.request import EditRequest, as_prefixes, as_requests
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class KeysValues:
-    """Keys and values of requests at the lookup position, per layer, on the CPU in the model's dtype."""
+    """Keys and values of requests at the lookup position, per layer, on the CPU.
+
+    Those of the bare prompts are in the model's dtype, the means in at least float32.
+    """
 
     requests: tuple[EditRequest, ...]
     layers: tuple[int, ...]
@@ -121,8 +124,9 @@ def extract_keys_values(
 
 
 def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor, "request width"]:
-    """Mean over prefixes, summed in float64 and rounded once."""
-    return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(over_prefixes.dtype)
+    """Mean over prefixes, summed in float64 and rounded once, to float32 at least: it goes into a solve."""
+    wide = at_least_float32(over_prefixes).dtype
+    return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(wide)
 
 
 def _chunks(prompts: Sequence[tokens.Prompt], size: int, *, one_length: bool) -> Iterator[list[int]]:

@@ -149,11 +149,16 @@ _EXAMPLE = {
 
 
 def check_template(template: str, what: str) -> None:
-    """Refuse a template that has not exactly one ``{}``.
+    """Refuse a template that has not exactly one ``{}``, or has it in further braces.
 
     Raises:
-        ValueError: with the number found and an example.
+        ValueError: with what was found and an example.
     """
+    if "{{}}" in template:
+        raise ValueError(
+            f"{what} {template!r} has braces around its placeholder, which would stay in the text; expected '{{}}' "
+            f"alone; write {template.replace('{{}}', '{}')!r}."
+        )
     found = template.count("{}")
     if found != 1:
         raise ValueError(
