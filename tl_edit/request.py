@@ -154,15 +154,15 @@ def check_template(template: str, what: str) -> None:
     Raises:
         ValueError: with what was found and an example.
     """
-    if "{{}}" in template:
-        raise ValueError(
-            f"{what} {template!r} has braces around its placeholder, which would stay in the text; expected '{{}}' "
-            f"alone; write {template.replace('{{}}', '{}')!r}."
-        )
     found = template.count("{}")
     if found != 1:
         raise ValueError(
             f"{what} {template!r} has {found} placeholders; expected exactly one '{{}}' where the "
             f"{'subject' if what == 'relation' else 'prompt'} goes, e.g. "
             f"{_EXAMPLE['relation'] if what == 'relation' else 'It was. {}'!r}."
+        )
+    if "{{}}" in template:
+        raise ValueError(
+            f"{what} {template!r} has braces around its placeholder, which would stay in the text; expected '{{}}' "
+            f"alone; write {template.replace('{{}}', '{}')!r}."
         )
