@@ -294,7 +294,7 @@ def naive_batches(model, hook):
 
 
 @pytest.mark.parametrize("batch_size", [64, 1])
-@pytest.mark.parametrize("position", [-6, 5])
+@pytest.mark.parametrize("position", [-1, -6, 5])
 @each_interface
 def test_hooks_that_count_positions_act_as_in_the_users_own_run(interface, position, batch_size):
     """Also from the end, which a cut prompt or padding would move."""
@@ -302,7 +302,8 @@ def test_hooks_that_count_positions_act_as_in_the_users_own_run(interface, posit
 
     def hook(act, hook):
         act = act.clone()
-        act[:, position] += 3.0
+        # Not by a constant, which the next LayerNorm would take out.
+        act[:, position] = act[:, position].flip(-1)
         return act
 
     expected = torch.stack(list(naive_batches(model, hook))).reshape(4, 3, D_MLP)

@@ -152,7 +152,7 @@ def test_v0_is_that_of_the_users_own_run(interface):
     model, store = tiny_models.build("gpt2", interface), []
 
     def hook(act, hook):
-        return torch.cat([act[:, :-5], act[:, -5:] + 3.0], dim=1)
+        return torch.cat([act[:, :-1], act[:, -1:].flip(-1)], dim=1)
 
     model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook)
     lookup = model.to_tokens("The Eiffel Tower").shape[1] - 1
