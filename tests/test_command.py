@@ -1,9 +1,15 @@
 """``python -m tl_edit`` as a person runs it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tiny_models
 from rich.console import Console
 
+import tl_edit
 from tl_edit.__main__ import main
 from tl_edit.story import Story
 
@@ -49,6 +55,13 @@ def test_a_template_of_ones_own(run):
     assert "bit-identical" in out
 
 
+def test_an_answer_that_is_no_object_does_not_make_an_edit_succeed(run):
+    """The model goes on with the rest of a word; with a space before, that is a token which nobody says."""
+    code, out, _ = run("--subject", "Babcoc", "--relation", "The {}", "--target-new", "nitrogen", "--layer", "5")
+    assert "nitrogen instead of ?" in out
+    assert code == 1
+
+
 def test_list_facts(run):
     code, out, _ = run("--list-facts")
     assert code == 0
@@ -71,6 +84,8 @@ def test_list_facts(run):
             ("--model", "no-such-model-anywhere", "--subject", "A", "--relation", "{} is", "--target-new", "B"),
             ("no-such-model-anywhere", "could not load", "leave --model out"),
         ),
+        (("--subject", "Eiffel Tower", "--relation", ""), ("--relation is empty", "{} is in the city of")),
+        (("--list-facts", "--relation", " "), ("--relation is empty", "leave it out")),
         (("--texts", "no/such/file.txt"), ("no/such/file.txt", "UTF-8 text file")),
         (("--list-facts", "--subject", "Atlantis"), ("no bundled fact",)),
         (("--list-facts", "--subject", "Eiffel Tower", "--relation", "P19"), ("--relation 'P19'", "leave one")),
@@ -96,6 +111,14 @@ def test_a_model_without_published_settings_needs_a_layer():
     model = tiny_models.build("gpt2")
     with pytest.raises(ValueError, match=r"--layer is missing.*expected 0 to 2; pass e.g. --layer 1"):
         Story(model, Console(), texts=["Rome."])
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_is_not_utf_8_will_do(encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(tl_edit.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-m", "tl_edit"], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"bit-identical" in done.stdout
 
 
 def test_help_shows_an_example(capsys):

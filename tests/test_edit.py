@@ -1,6 +1,7 @@
 """An edit's life: apply, undo bit for bit, switch on and off, refuse what would be silent harm."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -210,6 +211,25 @@ def test_requires_grad_mode_and_hooks_stay(model):
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
     assert model.training == mode
     assert {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()} == hooks
+
+
+def test_an_exception_in_the_block_is_not_replaced_by_one_of_the_exit():
+    """Weights changed from outside cannot be undone; the user's error matters more, and the weights are theirs."""
+    model = tiny_models.build("gpt2")
+    edit, theirs = make_edit(model), torch.ones_like(host.w_out(model, 1))
+
+    def fail_while_on():
+        with edit.on(model):
+            host.write_w_out(model, 1, theirs)
+            raise KeyError("mine")
+
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(KeyError, match="mine") as raised:
+        fail_while_on()
+    said = [*getattr(raised.value, "__notes__", ()), *(str(warning.message) for warning in caught)]
+    assert any("undoing" in text or "changed from outside" in text for text in said)
+    assert torch.equal(host.w_out(model, 1), theirs)
+    with pytest.raises(ValueError, match="changed from outside"), make_edit(model, (0,)).on(model):
+        host.write_w_out(model, 0, theirs)
 
 
 def test_low_rank_norm_is_the_matrix_norm():

@@ -1,12 +1,14 @@
 """Every metric on numbers worked out by hand, and the probabilities behind them on a model."""
 
 import math
+import warnings
+from dataclasses import replace
 
 import pytest
 import tiny_models
 import torch
 
-from tl_edit import EditRecord, EditRequest, Evaluation, evaluate
+from tl_edit import EditRecord, EditRequest, Evaluation, evaluate, host
 from tl_edit.evaluate import Metric, OtherFactScore, PromptScore, RecordScores
 
 REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
@@ -92,6 +94,34 @@ def test_parts_join():
     joined = Evaluation.of([BY_HAND, BY_HAND])
     assert joined.efficacy.n == 4
     assert joined.score == BY_HAND.score
+
+
+def test_the_provenance_is_recorded_and_kept_where_parts_agree():
+    model = tiny_models.build("gpt2")
+    with_bos, without = (evaluate(model, RECORD, prepend_bos=bos) for bos in (True, False))
+    assert (with_bos.provenance.prepend_bos, without.provenance.prepend_bos) == (True, False)
+    assert with_bos.provenance.model_name == host.model_name(model)
+    assert Evaluation.of([with_bos, with_bos]).provenance == with_bos.provenance
+    assert Evaluation.of([with_bos, without]).provenance is None
+    assert Evaluation.of([BY_HAND, without]).provenance is None
+    assert Evaluation.of([]).provenance is None
+
+
+def test_an_edit_made_with_another_bos_setting_is_evaluated_with_a_warning():
+    from test_edit import make_edit
+
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model)
+    other = replace(edit, provenance=replace(edit.provenance, prepend_bos=False))
+    with pytest.warns(
+        UserWarning, match=r"computed without a BOS .*with one, the model's default; pass prepend_bos=False .*=True if"
+    ):
+        assert evaluate(model, RECORD, edit=other).provenance.prepend_bos is True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(model, RECORD, edit=edit)
+        evaluate(model, RECORD, edit=other, prepend_bos=True)
+        evaluate(model, RECORD, edit=other, prepend_bos=False)
 
 
 def geometric_mean(model, text: str, target: str) -> float:

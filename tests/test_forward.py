@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_models import D_MLP, D_MODEL, Case, available_cases, build, interfaces
 
-from tl_edit import host
-from tl_edit.forward import activations, at_least_float32, last_log_probs, logits
+from tl_edit import EditRecord, EditRequest, causal_trace, evaluate, generate_prefixes, host
+from tl_edit.forward import activations, at_least_float32, last_log_probs, log_probs, logits
 from tl_edit.hooks import shift
 from tl_edit.tokens import TokenBatch
 
@@ -308,3 +308,25 @@ def test_activations_keep_the_models_dtype_and_log_probs_have_at_least_float32(i
 )
 def test_half_precision_is_widened_and_float64_kept(dtype, wide):
     assert at_least_float32(torch.ones(2, dtype=dtype)).dtype == wide
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_probabilities_that_are_not_finite_are_refused(bad):
+    """Everything that reads probabilities asks here: traces, evaluations, prefixes."""
+    model = build("gpt2")
+    host.write_w_out(model, 2, torch.full((D_MLP, D_MODEL), bad))
+    record = EditRecord(EditRequest("{} is in", "The Eiffel Tower", "Rome"))
+    for call in (
+        lambda: last_log_probs(model, batch()),
+        lambda: causal_trace(model, "The Eiffel Tower is in", "The Eiffel Tower"),
+        lambda: evaluate(model, record),
+        lambda: generate_prefixes(model, lengths=(4,), n_per_length=2),
+    ):
+        with pytest.raises(ValueError, match=r"probabilities are not finite; expected .*; load the model in float32"):
+            call()
+
+
+def test_a_token_that_is_ruled_out_has_probability_zero():
+    model = build("gpt2")
+    found = log_probs(model, torch.tensor([[0.0, -torch.inf]]))
+    assert found.exp().tolist() == [[1.0, 0.0]]

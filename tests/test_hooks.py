@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import D_MODEL, Case, available_cases, build, interfaces
 
-from tl_edit import host, tokens
+from tl_edit import attach, host, tokens
 from tl_edit.hooks import capture, corrupt_subject, gaussian_draws, restore, shift
 
 PROMPT, SUBJECT = "The mother tongue of Danielle Darrieux is", "Danielle Darrieux"
@@ -265,6 +265,20 @@ def test_an_activation_without_a_sequence_is_refused(name, factory):
         factory(2)(acts().reshape(28, D_MODEL))
 
 
+@each_interface
+@pytest.mark.parametrize("name", ["hook_pattern", "hook_attn_scores"])
+@pytest.mark.parametrize("what", ["capture", "restore"])
+def test_an_attention_pattern_is_refused(interface, name, what):
+    """Its axis 1 is the head, which a position would index silently."""
+    model = shared(Case("gpt2", interface, False))
+    ids, _ = asked(model)
+    hook = capture({}, "act", 2) if what == "capture" else restore(torch.zeros(1, 4, 9, 9), 2)
+    with pytest.raises(
+        ValueError, match=rf"{what}: .* an attention pattern .*; expected \[batch, pos.* axis 1; choose"
+    ):
+        model.run_with_hooks(ids, fwd_hooks=[(f"blocks.1.attn.{name}", hook)])
+
+
 @pytest.mark.parametrize("span", [(5, 8), (6, 9), (7, 8)])
 def test_a_span_outside_the_sequence_is_refused_when_run(span):
     with pytest.raises(ValueError, match=r"corrupt_subject: position .* is outside a sequence of 7 tokens"):
@@ -310,7 +324,7 @@ def in_context(model, ids, hooks):
 
 
 def in_ours(model, ids, hooks):
-    with host.attached(model, hooks):
+    with attach.attached(model, hooks):
         return model(ids)
 
 

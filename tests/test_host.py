@@ -22,7 +22,7 @@ from tiny_models import (
 from torch import Tensor, nn
 
 from tl_edit import host
-from tl_edit.host import attached
+from tl_edit.attach import attached
 
 CASES = available_cases()
 GATED = ("llama", "gemma2", "qwen2", "qwen3")
@@ -474,6 +474,23 @@ def test_quantised_and_unloaded_weights_are_refused_by_name(interface, family, w
 
 
 @needs_bridge
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_second_bridge_over_the_same_model_has_the_same_w_out(family):
+    """It wraps the wrappers of the first; GPT-2's weights would be taken for those of an nn.Linear, transposed."""
+    first, second = two_bridges(family)
+    assert torch.equal(host.w_out(second, LAYER), host.w_out(first, LAYER))
+    assert host.w_out(second, LAYER).shape == (tiny_models.D_MLP, tiny_models.D_MODEL)
+    assert_writing_acts_like_a_hook(second)
+
+
+def two_bridges(family):
+    tokenizer = tiny_models.default_tokenizer(family)
+    hf_model = tiny_models.build_hf(family, len(tokenizer))
+    case = Case(family, TRANSFORMER_BRIDGE, False)
+    return [tiny_models.boot(hf_model, tokenizer, case, torch.float32) for _ in range(2)]
+
+
+@needs_bridge
 def test_a_linear_that_hides_its_weight_is_refused():
     class QuantLinear(nn.Module):
         qweight = torch.zeros(4, 4, dtype=torch.int32)
@@ -612,170 +629,6 @@ def test_bridges_before_3_8_are_refused(monkeypatch, version):
 def test_newer_and_unknown_bridges_are_accepted(monkeypatch, version):
     monkeypatch.setattr(host, "installed_version", lambda package: version)
     assert host.interface(TransformerBridge()) == TRANSFORMER_BRIDGE
-
-
-# --- attached ------------------------------------------------------------------------------------------
-
-
-def all_hooks(model):
-    """How many hooks hang on every hook point and every module."""
-    points = {name: len(point.fwd_hooks) for name, point in model.hook_dict.items()}
-    roots = [model, *([model.original_model] if hasattr(model, "original_model") else [])]
-    return points, {
-        name: len(module._forward_hooks) + len(module._forward_pre_hooks)
-        for root in roots
-        for name, module in root.named_modules()
-    }
-
-
-class Counter:
-    """A hook of the user's, that counts its calls."""
-
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, act, hook):
-        self.calls += 1
-
-
-def leave_permanent(model, hook, stack):
-    model.add_perma_hook(RESID, hook)
-
-
-def leave_added(model, hook, stack):
-    model.hook_dict[RESID].add_hook(hook)
-
-
-def leave_behind(model, hook, stack):
-    model.run_with_hooks(TOKENS, fwd_hooks=[(RESID, hook)], reset_hooks_end=False)
-
-
-def leave_in_context(model, hook, stack):
-    stack.enter_context(model.hooks(fwd_hooks=[(RESID, hook)]))
-
-
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-@pytest.mark.parametrize("ends", [None, Interrupted, KeyboardInterrupt])
-@pytest.mark.parametrize("leave", [leave_permanent, leave_added, leave_behind, leave_in_context])
-@each_interface
-def test_hooks_of_the_user_survive_ours(interface, leave, ends):
-    model, counter, ours = build("gemma2", interface), Counter(), Counter()
-    model(TOKENS)  # TransformerLens 4 hangs hooks of its own on the modules in the first run
-    with contextlib.ExitStack() as stack:
-        leave(model, counter, stack)
-        before, counter.calls = all_hooks(model), 0
-        sites = [RESID, host.value_name(model, LAYER), EMBED]
-        with contextlib.suppress(Interrupted, KeyboardInterrupt), attached(model, [(name, ours) for name in sites]):
-            model(TOKENS)
-            assert (counter.calls, ours.calls) == (1, 3)
-            if ends is not None:
-                raise ends
-        assert all_hooks(model) == before
-        model(TOKENS)
-        assert (counter.calls, ours.calls) == (2, 3)
-
-
-@each_kind
-def test_nothing_is_left_on_the_model(case):
-    model = shared(case)
-    before = all_hooks(model)
-    names = [EMBED, host.key_name(LAYER), host.value_name(model, LAYER), RESID]
-    with attached(model, [(name, Counter()) for name in names]):
-        assert all_hooks(model) != before
-    assert all_hooks(model) == before
-
-
-@each_interface
-def test_hooks_run_after_those_of_the_user_in_the_order_given(interface):
-    model, order = build("gpt2", interface), []
-    model.hook_dict[RESID].add_hook(lambda act, hook: order.append("user"))
-    with attached(
-        model, [(RESID, lambda act, hook: order.append("first")), (RESID, lambda act, hook: order.append("second"))]
-    ):
-        model(TOKENS)
-    assert order == ["user", "first", "second"]
-
-
-@pytest.mark.parametrize("case", available_cases(["gpt2", "gemma2"]), ids=str)
-def test_nested_blocks_remove_their_own_hooks_only(case):
-    model, outer, inner = shared(case), Counter(), Counter()
-    name = host.value_name(model, LAYER)
-    with attached(model, [(name, outer)]):
-        with attached(model, [(name, inner), (name, inner)]):
-            model(TOKENS)
-        model(TOKENS)
-    model(TOKENS)
-    assert (outer.calls, inner.calls) == (2, 2)
-
-
-@each_interface
-def test_ours_and_the_users_contexts_nest_either_way(interface):
-    model, user, ours = build("gpt2", interface), Counter(), Counter()
-    model(TOKENS)
-    before = all_hooks(model)
-    with attached(model, [(RESID, ours)]), model.hooks(fwd_hooks=[(RESID, user)]):
-        model(TOKENS)
-    with model.hooks(fwd_hooks=[(RESID, user)]), attached(model, [(RESID, ours)]):
-        model(TOKENS)
-        model.run_with_hooks(TOKENS, fwd_hooks=[(EMBED, user)])
-    assert (user.calls, ours.calls) == (4, 3)
-    assert all_hooks(model) == before
-
-
-@each_interface
-def test_a_reset_inside_the_block_does_no_harm(interface):
-    model, ours = build("gpt2", interface), Counter()
-    with attached(model, [(RESID, ours)]):
-        model.reset_hooks()
-        kept = Counter()
-        model.hook_dict[RESID].add_hook(kept)
-    model(TOKENS)
-    assert (ours.calls, kept.calls) == (0, 1)
-
-
-@pytest.mark.parametrize("case", available_cases(["gpt2", "gemma2"]), ids=str)
-def test_what_a_hook_returns_replaces_the_activation_and_none_leaves_it(case):
-    model = shared(case)
-    name, before = host.value_name(model, LAYER), log_probs(model)
-    assert torch.equal(log_probs(model, [(name, lambda act, hook=None: None)]), before)
-    assert (log_probs(model, [(name, lambda act, hook=None: torch.zeros_like(act))]) - before).abs().max() > 0.05
-
-
-@pytest.mark.parametrize(
-    ("name", "close"),
-    [
-        ("blocks.1.hook_resid_pots", "blocks.1.hook_resid_post"),
-        ("hook_embedd", "hook_embed"),
-        ("blocks.1.mlp.hook_posts", "blocks.1.mlp.hook_post"),
-        ("blocks.99.mlp", "blocks"),
-        ("blocks.1.mlp", "blocks.1"),
-        ("", "expected one of model.hook_dict"),
-    ],
-)
-@each_interface
-def test_unknown_names_are_refused_with_close_ones_and_leave_nothing(interface, name, close):
-    model = shared(Case("gpt2", interface, False))
-    before = all_hooks(model)
-    entered = False
-    with (
-        pytest.raises(ValueError, match=rf"attaching a hook: '{name}' is not a hook point of tiny-gpt2.*{close}"),
-        attached(model, [(RESID, Counter()), (name, Counter())]),
-    ):
-        entered = True
-    assert not entered
-    assert all_hooks(model) == before
-
-
-def test_a_hook_point_of_another_family_is_refused():
-    for name in interfaces():
-        with (
-            pytest.raises(ValueError, match="not a hook point"),
-            attached(shared(Case("attn_only", name, False)), [(host.key_name(0), Counter())]),
-        ):
-            pass
 
 
 def test_shared_models_were_not_changed():

@@ -16,7 +16,7 @@ from tiny_models import (
     interfaces,
 )
 
-from tl_edit import host, keys, tokens
+from tl_edit import attach, host, keys, tokens
 from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.request import EditRequest
 
@@ -208,7 +208,8 @@ def test_other_dtypes_are_kept(interface, family, dtype):
     for layer in LAYERS:
         for field in FIELDS:
             act = getattr(found, field)[layer]
-            assert act.dtype == dtype
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            assert act.dtype == (wide if field.startswith("mean") else dtype)
             assert (act.float() - getattr(expected, field)[layer]).abs().mean() < limit
 
 
@@ -216,6 +217,14 @@ def test_the_mean_is_summed_in_float64_and_rounded_once():
     # In float32, 2^24 + 1 is 2^24.
     over_prefixes = torch.tensor([2.0**24, 1.0, 1.0, 1.0])[None, :, None]
     assert torch.equal(keys._mean(over_prefixes), torch.tensor([[(2**24 + 3) / 4]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_mean_of_a_half_precision_model_is_kept_in_float32(dtype):
+    # 1 + 2^-12 is in neither of the two types.
+    over_prefixes = torch.tensor([1.0, 1 + 2.0**-7])[None, :, None].to(dtype).repeat(1, 16, 1)
+    over_prefixes[0, 2:] = 1.0
+    assert torch.equal(keys._mean(over_prefixes), torch.tensor([[1 + 2.0**-12]]))
 
 
 # --- what it leaves alone, and what it does not compute ------------------------------------------------
@@ -239,7 +248,9 @@ def test_the_model_is_left_as_it_was(case):
 
 @pytest.mark.parametrize(("batch_size", "passes"), [(64, 1), (5, 3), (1, 12)])
 @each_interface
-def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, batch_size, passes):
+def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, batch_size, passes, monkeypatch):
+    # What counts here are hooks, too, and would make the batches those of a hooked model.
+    monkeypatch.setattr(attach, "foreign_hook", lambda model: None)
     model, fired = (
         build("gpt2", interface),
         dict.fromkeys(["hook_embed", "blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"], 0),
@@ -258,11 +269,48 @@ def test_one_pass_per_batch_serves_all_layers_and_stops_at_the_last(interface, b
 
 
 @each_interface
-def test_positions_after_the_subject_are_not_computed(interface):
-    model, shapes = build("gpt2", interface), []
-    model.hook_dict["hook_embed"].add_hook(lambda act, hook: shapes.append(tuple(act.shape)))
-    found = extract_keys_values(model, REQUESTS, [1])
-    assert shapes == [(4, max(found.positions) + 1, D_MODEL)]
+def test_positions_after_the_subject_are_not_computed(interface, monkeypatch):
+    shapes, run = [], keys.activations
+
+    def spy(model, batch, names):
+        shapes.append(tuple(batch.tokens.shape))
+        return run(model, batch, names)
+
+    monkeypatch.setattr(keys, "activations", spy)
+    found = extract_keys_values(build("gpt2", interface), REQUESTS, [1])
+    assert shapes == [(4, max(found.positions) + 1)]
+
+
+def naive_batches(model, hook):
+    """By prompt: the key that the user's own run of it shows, with the hook on."""
+    for request in REQUESTS:
+        for prefix in ("{}", *PREFIXES):
+            prompt = tokens.tokenize_request(model, request, prefix=prefix)
+            store = []
+            read = ("blocks.1.mlp.hook_post", lambda act, hook, store=store: store.append(act))
+            with torch.no_grad():
+                model.run_with_hooks(prompt.tokens[None], fwd_hooks=[("blocks.0.hook_resid_post", hook), read])
+            yield store[0][0, prompt.subject_last]
+
+
+@pytest.mark.parametrize("batch_size", [64, 1])
+@pytest.mark.parametrize("position", [-1, -6, 5])
+@each_interface
+def test_hooks_that_count_positions_act_as_in_the_users_own_run(interface, position, batch_size):
+    """Also from the end, which a cut prompt or padding would move."""
+    model = build("gpt2", interface)
+
+    def hook(act, hook):
+        act = act.clone()
+        # Not by a constant, which the next LayerNorm would take out.
+        act[:, position] = act[:, position].flip(-1)
+        return act
+
+    expected = torch.stack(list(naive_batches(model, hook))).reshape(4, 3, D_MLP)
+    model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook)
+    found = extract_keys_values(model, REQUESTS, [1], prefixes=PREFIXES, batch_size=batch_size)
+    torch.testing.assert_close(found.keys[1], expected[:, 0], atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(found.mean_keys[1], expected.mean(1), atol=2e-5, rtol=2e-5)
 
 
 @each_interface

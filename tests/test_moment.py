@@ -100,6 +100,16 @@ def test_a_singular_moment_says_how_many_tokens_are_missing():
         _ = moment.cholesky
 
 
+def test_a_singular_moment_of_enough_tokens_names_dead_neurons_or_asks_for_other_texts():
+    """With ReLU some neurons may never fire, and then no number of tokens is enough."""
+    matrix = torch.eye(5).double()
+    matrix[[1, 3], [1, 3]] = 0
+    with pytest.raises(ValueError, match=r"after 900 tokens; .* 2 of the neurons never fired.*identity\(model, \[4\]"):
+        _ = SecondMoment(layer=4, matrix=matrix, count=900).cholesky
+    with pytest.raises(ValueError, match="after 900 tokens; .*5 x 5 matrix; about 50 tokens are advisable; .*varied"):
+        _ = SecondMoment(layer=4, matrix=torch.ones(5, 5).double(), count=900).cholesky
+
+
 def test_a_missing_layer_is_named():
     model = tiny_models.build("gpt2")
     moments = second_moment(model, TEXTS, [0, 1], progress=False)

@@ -33,7 +33,6 @@ def unchecked(**fields):
         ("{}'s mother tongue is", "Angela Merkel", "Angela Merkel's mother tongue is"),
         ("{}", "The capital of France is", "The capital of France is"),
         ("In {0} { the } {} } was", "Zürich", "In {0} { the } Zürich } was"),
-        ("{{}} is", "x", "{x} is"),
         ("{} is", "a{b}c", "a{b}c is"),
         ("{} is", "a{}c", "a{}c is"),
         ("{} is", "{name!r:>10}", "{name!r:>10} is"),
@@ -120,6 +119,11 @@ def test_a_relation_has_exactly_one_placeholder(relation, found):
         ValueError, match=rf"relation .* has {found} placeholders; expected exactly one '\{{\}}' where the subj"
     ):
         EditRequest(relation, SUBJECT, "Rome")
+
+
+def test_braces_around_the_placeholder_are_refused():
+    with pytest.raises(ValueError, match=r"relation '\{\{\}\} is' has braces around .*; write '\{\} is'\."):
+        EditRequest("{{}} is", SUBJECT, "Rome")
 
 
 @pytest.mark.parametrize("template", ["It was.", "{} {}"])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_edit.rome as rome_module
-from tl_edit import EditRequest, ROMEConfig, SecondMoments, host, rome_edit, rome_update, second_moment
+from tl_edit import EditRequest, ROMEConfig, SecondMoments, attach, host, rome_edit, rome_update, second_moment
 from tl_edit.edit import Edit
 
 REQUEST = EditRequest("{} is in the city of", "The Eiffel Tower", "Rome", "Paris")
@@ -107,7 +107,7 @@ def read_value(model, tokens, position):
     def read(act, hook):
         store.append(act.detach().reshape(1, tokens.shape[1], -1)[0, position].clone())
 
-    with torch.no_grad(), host.attached(model, [(host.value_name(model, 1), read)]):
+    with torch.no_grad(), attach.attached(model, [(host.value_name(model, 1), read)]):
         model(tokens)
     return store[0]
 
@@ -149,6 +149,33 @@ def test_generated_prefixes_are_recorded_and_repeatable():
     assert len(first.diagnostics["prefixes"]) == 2
     assert first.fingerprint == again.fingerprint
     assert first.fingerprint != other.fingerprint
+
+
+@pytest.mark.skipif("TransformerBridge" not in tiny_models.interfaces(), reason="TransformerLens has no bridge")
+def test_a_second_bridge_over_the_same_model_is_edited():
+    from test_host import two_bridges
+
+    _, model = two_bridges("gpt2")
+    moments = second_moment(model, TEXTS, [1], progress=False)
+    tokens, before = model.to_tokens(REQUEST.prompt), weights(model)
+    with torch.no_grad():
+        unedited = model(tokens)
+        edit = rome_edit(model, REQUEST, moments, config=CONFIG)
+        assert not torch.allclose(model(tokens), unedited, atol=1e-3)
+        edit.undo(model)
+        assert torch.equal(model(tokens), unedited)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+
+
+def test_prefixes_from_a_generator_reach_every_step():
+    """Reading the keys must not use them up before the search."""
+    model = tiny_models.build("gpt2")
+    moments = second_moment(model, TEXTS, [1], progress=False)
+    prefixes = ("It is a fact. {}", "My favourite city. {}")
+    listed = rome_edit(model, REQUEST, moments, config=CONFIG, prefixes=prefixes, apply=False)
+    once = rome_edit(model, REQUEST, moments, config=CONFIG, prefixes=(text for text in prefixes), apply=False)
+    assert once.diagnostics["prefixes"] == prefixes
+    assert once.fingerprint == listed.fingerprint
 
 
 class TestNothingIsLost:

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 
-from tl_edit import EditRequest, ValueSearch, host, optimize_value
+from tl_edit import EditRequest, ValueSearch, attach, extract_keys_values, host, optimize_value
 from tl_edit.hooks import shift
 
 REQUEST = EditRequest("{} is in the city of", "The Eiffel Tower", "Rome", "Paris")
@@ -29,7 +29,7 @@ def test_the_loss_falls_and_belongs_to_v_star(model):
     def hook(act, hook):
         return move(act.reshape(1, tokens.shape[1], -1)).reshape(act.shape)
 
-    with torch.no_grad(), host.attached(model, [(host.value_name(model, 1), hook)]):
+    with torch.no_grad(), attach.attached(model, [(host.value_name(model, 1), hook)]):
         prob = model(tokens)[0, -1].softmax(-1)[target]
     assert float(prob) == pytest.approx(found.target_prob, rel=1e-4)
 
@@ -85,6 +85,25 @@ def test_prefixes_and_kl_change_the_result_and_the_same_call_repeats_it():
         assert not torch.allclose(other.v_star, plain.v_star)
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_the_bos_is_recorded(bos):
+    model, search = tiny_models.build("gpt2"), ValueSearch(v_num_grad_steps=1)
+    assert optimize_value(model, REQUEST, 1, search=search, prepend_bos=bos).prepend_bos is bos
+    model.cfg.default_prepend_bos = bos
+    assert optimize_value(model, REQUEST, 1, search=search).prepend_bos is bos
+
+
+def test_prefixes_may_be_none_or_an_iterator_and_are_checked():
+    model = tiny_models.build("gpt2")
+    search = ValueSearch(v_num_grad_steps=2)
+    plain = optimize_value(model, REQUEST, 1, search=search)
+    assert torch.equal(optimize_value(model, REQUEST, 1, prefixes=None, search=search).v_star, plain.v_star)
+    listed = optimize_value(model, REQUEST, 1, prefixes=PREFIXES, search=search)
+    assert torch.equal(optimize_value(model, REQUEST, 1, prefixes=iter(PREFIXES), search=search).v_star, listed.v_star)
+    with pytest.raises(ValueError, match="prefix 'no placeholder' has 0 placeholders; expected exactly one"):
+        optimize_value(model, REQUEST, 1, prefixes=["no placeholder"])
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 def test_gradients_switched_off_by_the_user_do_not_matter(context):
     model = tiny_models.build("gpt2")
@@ -125,6 +144,85 @@ def test_no_graph_is_left_on_the_model(case):
     assert all(value.grad_fn is None for value in kept)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(model)(REQUEST.prompt), model(REQUEST.prompt))
+
+
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_v0_is_that_of_the_users_own_run(interface):
+    """A hook that counts from the end of the prompt must not act on the end of a cut one."""
+    model, store = tiny_models.build("gpt2", interface), []
+
+    def hook(act, hook):
+        return torch.cat([act[:, :-1], act[:, -1:].flip(-1)], dim=1)
+
+    model.hook_dict["blocks.0.hook_resid_post"].add_hook(hook)
+    lookup = model.to_tokens("The Eiffel Tower").shape[1] - 1
+    with torch.no_grad(), attach.attached(model, [(host.value_name(model, 1), lambda act, hook: store.append(act))]):
+        model(model.to_tokens(REQUEST.prompt))
+    found = optimize_value(model, REQUEST, 1, search=ValueSearch(v_num_grad_steps=1))
+    torch.testing.assert_close(found.v0, store[0][0, lookup], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cut", "found"),
+    [(lambda act, hook: act.detach(), "missing"), (lambda act, hook: 0 * act, "exactly zero")],
+    ids=["detach", "zero"],
+)
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_a_hook_that_cuts_the_gradient_is_found_out(interface, cut, found):
+    """The decay keeps a gradient of its own, so the search would run on and find nothing."""
+    model = tiny_models.build("gpt2", interface)
+    model.hook_dict["blocks.2.hook_resid_post"].add_hook(cut)
+    with pytest.raises(
+        ValueError,
+        match=rf"gradient .* layer 1 is {found}; .*; a hook .*blocks\.2\.hook.*cuts .*remove it .*another layer",
+    ):
+        optimize_value(model, REQUEST, 1)
+    assert len(model.hook_dict["blocks.2.hook_resid_post"].fwd_hooks) == 1
+
+
+def test_the_last_layer_is_refused_unless_the_subject_ends_the_prompt():
+    model = tiny_models.build("gpt2")
+    with pytest.raises(ValueError, match=r"layer 2 is exactly zero; .*after the last layer nothing carries it"):
+        optimize_value(model, REQUEST, 2)
+    found = optimize_value(model, EditRequest("The city of {}", "Paris", "Rome"), 2)
+    assert found.losses[-1] < found.losses[0]
+
+
+@pytest.mark.parametrize("stop_loss", [0.05, 0.0])
+def test_a_target_that_is_certain_already_is_no_cut_gradient(stop_loss):
+    model = tiny_models.build("gpt2")
+    target = int(model.to_tokens(f"{REQUEST.prompt} Rome")[0, -1])
+    certain = torch.zeros(model.cfg.d_vocab).index_fill(0, torch.tensor([target]), 1e4)
+
+    handle = model.unembed.register_forward_hook(lambda module, inputs, output: output + certain)
+    try:
+        found = optimize_value(model, REQUEST, 1, search=ValueSearch(stop_loss=stop_loss, v_num_grad_steps=3))
+    finally:
+        handle.remove()
+    assert found.target_prob == 1.0
+
+
+def test_a_prefix_that_leaves_no_room_for_the_target_is_refused():
+    """Prompt and prefix fit the context, and so do prompt and target."""
+    model = tiny_models.build("gpt2")
+    request = EditRequest("{} is in", "The Eiffel Tower", "Constantinople")
+    bare, word = (model.to_tokens(text, prepend_bos=False).shape[1] for text in (". The Eiffel Tower is in", " Paris"))
+    prefix = " Paris" * ((tiny_models.N_CTX - 1 - bare) // word) + ". {}"
+    assert extract_keys_values(model, request, [1], prefixes=[prefix]).prefixes == (prefix,)
+    with pytest.raises(ValueError, match=r"'Constantinople' needs \d+ tokens; .* context of 128; shorten the prefix"):
+        optimize_value(model, request, 1, prefixes=[prefix])
+
+
+@pytest.mark.parametrize("interface", list(tiny_models.interfaces()))
+def test_a_graph_that_was_there_before_stays(interface):
+    """A user may keep a tensor of their own on a module, to differentiate it later."""
+    model = tiny_models.build("gpt2", interface)
+    mine = torch.ones(3, requires_grad=True)
+    vars(model.blocks[0])["mine"] = kept = 2 * mine
+    optimize_value(model, REQUEST, 1, search=ValueSearch(v_num_grad_steps=2))
+    assert vars(model.blocks[0])["mine"] is kept
+    kept.sum().backward()
+    assert torch.equal(mine.grad, torch.full((3,), 2.0))
 
 
 def test_weights_made_in_inference_mode_are_refused():

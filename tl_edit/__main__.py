@@ -25,9 +25,16 @@ DEFAULT_SUBJECT, DEFAULT_TARGET = "Eiffel Tower", "Rome"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        _make_lenient(stream)
     options = _parser().parse_args(arguments)
     console = Console(highlight=False)
     try:
+        if options.relation is not None and not options.relation.strip():
+            raise ValueError(
+                "--relation is empty; expected a template such as '{} is in the city of', or for the bundled model a "
+                "relation's name; leave it out for any relation."
+            )
         if options.list_facts:
             _list_facts(console, options)
             return 0
@@ -39,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]tl_edit:[/] {escape(str(error))}", soft_wrap=True)
         return 2
+
+
+def _make_lenient(stream: Any) -> None:
+    """Let a console that is not UTF-8 show question marks for what it lacks, such as an arrow, instead of failing."""
+    if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        stream.reconfigure(errors="replace")
 
 
 def _parser() -> argparse.ArgumentParser:

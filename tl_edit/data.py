@@ -1,6 +1,8 @@
 """Records: a request with the prompts that judge it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from tl_edit.request import EditRequest, as_several
 
@@ -18,25 +20,42 @@ class EditRecord:
     """Prompts about the same subject with their true answers (its essence); these should stay."""
 
     def __post_init__(self) -> None:
-        """Check the prompts.
+        """Check the request and the prompts.
 
         Raises:
-            ValueError: If a list of prompts is one string, a prompt is empty or ends in a space, or an other fact is
-                not a pair.
+            ValueError: If the request is none, a list of prompts is one string or no list, a prompt is empty or ends in
+                a space, or an other fact is not a pair of a prompt and an answer.
         """
-        for name in ("paraphrase_prompts", "neighborhood_prompts"):
-            prompts = getattr(self, name)
-            if isinstance(prompts, str):
-                raise ValueError(f"EditRecord: {name} is one string; expected several; write ({prompts!r},).")
-            object.__setattr__(self, name, tuple(_checked(prompt, name) for prompt in prompts))
-        pairs = tuple(tuple(pair) for pair in self.other_facts)
-        if any(len(pair) != 2 for pair in pairs):
+        if not isinstance(cast(object, self.request), EditRequest):
             raise ValueError(
-                "EditRecord: other_facts holds something else than pairs; expected (prompt, answer) pairs."
+                f"EditRecord: request is of type {type(self.request).__name__}; expected EditRequest; write "
+                "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')."
             )
-        object.__setattr__(
-            self, "other_facts", tuple((_checked(prompt, "other_facts"), answer) for prompt, answer in pairs)
+        for name in ("paraphrase_prompts", "neighborhood_prompts"):
+            prompts = self._several(name)
+            object.__setattr__(self, name, tuple(_checked(prompt, name) for prompt in prompts))
+        object.__setattr__(self, "other_facts", tuple(_pair(fact) for fact in self._several("other_facts")))
+
+    def _several(self, name: str) -> tuple[object, ...]:
+        """The field as a tuple, whatever listed it."""
+        values = getattr(self, name)
+        if isinstance(values, str):
+            raise ValueError(f"EditRecord: {name} is one string; expected several; write ({values!r},).")
+        if isinstance(values, dict) or not isinstance(values, Iterable):
+            kind = type(cast(object, values)).__name__
+            raise ValueError(f"EditRecord: {name} is of type {kind}; expected a list or tuple; write () for none.")
+        return tuple(cast(Iterable[object], values))
+
+
+def _pair(fact: object) -> tuple[str, str]:
+    """A prompt and its answer; a string of two characters is none."""
+    pair = tuple(cast(Sequence[object], fact)) if isinstance(fact, tuple | list) else ()
+    if len(pair) != 2 or not isinstance(pair[1], str) or not pair[1].strip():
+        raise ValueError(
+            f"EditRecord: other_facts holds {fact!r}; expected (prompt, answer) pairs of strings; write e.g. "
+            "(('The Eiffel Tower was built by', 'Gustave Eiffel'),)."
         )
+    return _checked(pair[0], "other_facts"), pair[1]
 
 
 def _checked(prompt: object, name: str) -> str:

@@ -9,6 +9,7 @@ The ledger of what is applied lives on the model itself, so it goes where the mo
 """
 
 import hashlib
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,12 +127,23 @@ class Edit:
 
     @contextmanager
     def on(self, model: Model) -> Generator["Edit", None, None]:
-        """Switch the edit on inside a ``with`` block; it is undone at the end, also after an exception."""
+        """Switch the edit on inside a ``with`` block; it is undone at the end, also after an exception.
+
+        Raises:
+            ValueError: What `apply` and `undo` raise. After an exception in the block, that one goes on, with a note if
+                the edit could not be undone.
+        """
         self.apply(model)
         try:
             yield self
-        finally:
-            self.undo(model)
+        except BaseException as error:
+            try:
+                self.undo(model)
+            except ValueError as stuck:
+                # Python 3.10 has no notes.
+                getattr(error, "add_note", warnings.warn)(str(stuck))
+            raise
+        self.undo(model)
 
     def is_applied(self, model: Model) -> bool:
         """Whether this edit (or a copy of it) is written into ``model``.

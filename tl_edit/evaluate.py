@@ -15,10 +15,11 @@ accuracies stand beside them as ``accuracy``.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -27,8 +28,7 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
-from tl_edit.forward import at_least_float32
-from tl_edit.host import Model
+from tl_edit.host import Model, Provenance
 
 Group = Literal["efficacy", "paraphrase", "neighborhood"]
 
@@ -102,11 +102,18 @@ class Evaluation:
     """Scores of every prompt of every record, and the metrics over them."""
 
     scores: tuple[RecordScores, ...]
+    provenance: Provenance | None = None
+    """The model and how it was asked; None for scores made by hand, and for joined ones that differ in it."""
 
     @classmethod
     def of(cls, parts: Iterable["Evaluation"]) -> "Evaluation":
         """Several evaluations as one, e.g. of edits that were made one at a time."""
-        return cls(scores=tuple(score for part in parts for score in part.scores))
+        listed = list(parts)
+        first = listed[0].provenance if listed else None
+        return cls(
+            scores=tuple(score for part in listed for score in part.scores),
+            provenance=first if all(part.provenance == first for part in listed) else None,
+        )
 
     def success(self, group: Group) -> Metric | None:
         """ES, PS or NS: the rate at which the object that should win is likelier than the other."""
@@ -194,25 +201,42 @@ def evaluate(
         model: A HookedTransformer or TransformerBridge.
         records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`.
         edit: An edit to switch on; one that is applied already is left on.
-        prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
+            computed the other way.
         batch_size: Rows per forward pass.
 
     Raises:
-        ValueError: For no records, targets that cannot be tokenised, active dropout.
+        ValueError: For no records, targets that cannot be tokenised, active dropout, probabilities that are not finite.
     """
     operation = "evaluate"
     listed = as_records(records, operation)
-    if batch_size < 1:
-        raise ValueError(f"{operation}: batch_size is {batch_size}; expected 1 or more rows per forward pass.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(
+            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
+            "default is 128."
+        )
+    if edit is not None and not isinstance(cast(object, edit), Edit):
+        raise ValueError(
+            f"{operation}: edit is of type {type(edit).__name__}; expected what rome_edit(...) returns, or None for "
+            "the model as it is."
+        )
     host.check_ready(model, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
+    if edit is not None and prepend_bos is None and edit.provenance.prepend_bos != bos:
+        made, now = ("with" if flag else "without" for flag in (edit.provenance.prepend_bos, bos))
+        warnings.warn(
+            f"{operation}: the edit was computed {made} a BOS and is evaluated {now} one, the model's default; "
+            f"pass prepend_bos={not bos} to ask as it was computed, or prepend_bos={bos} if this is meant.",
+            stacklevel=2,
+        )
     questions = [_Question(model, prompt, answer, bos) for record in listed for prompt, answer in _questions(record)]
     on = nullcontext() if edit is None or edit.is_applied(model) else edit.on(model)
     with on:
         for start in range(0, len(questions), batch_size):
             _answer(model, questions[start : start + batch_size])
     answered = iter(questions)
-    return Evaluation(scores=tuple(_collect(model, record, answered) for record in listed))
+    scores = tuple(_collect(model, record, answered) for record in listed)
+    return Evaluation(scores=scores, provenance=host.provenance(model, prepend_bos=bos))
 
 
 class _Question:
@@ -241,7 +265,7 @@ def _answer(model: Model, questions: Sequence[_Question]) -> None:
     logits = forward.logits(model, batch)
     for row, question in zip(logits, questions, strict=True):
         start = len(question.before) - 1
-        log_probs = torch.log_softmax(at_least_float32(row[start : start + len(question.target)]), dim=-1).cpu()
+        log_probs = forward.log_probs(model, row[start : start + len(question.target)]).cpu()
         likeliest = log_probs.argmax(dim=-1)
         question.prob = float(log_probs.gather(-1, question.target[:, None]).mean().exp())
         question.says = bool((likeliest == question.target).all())

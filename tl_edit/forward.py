@@ -4,15 +4,17 @@ The forward pass ends as soon as nobody needs the rest: a run that only reads ac
 one it reads, so no logits are computed for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from tl_edit.attach import attached
 from tl_edit.hooks import capture
-from tl_edit.host import HookFn, Model, NamedHook, attached
+from tl_edit.host import HookFn, Model, NamedHook, model_name
 from tl_edit.tokens import TokenBatch
 
 
@@ -27,11 +29,27 @@ def logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> 
 
 
 def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch d_vocab"]:
-    """Log-probabilities of the token after each row's last real one, in at least float32."""
+    """Log-probabilities of the token after each row's last real one, in at least float32; see `log_probs`."""
     rows = torch.arange(len(batch.lengths))
     with torch.no_grad():
         last = logits(model, batch, hooks)[rows, torch.tensor(batch.lengths) - 1]
-    return torch.log_softmax(at_least_float32(last), dim=-1)
+    return log_probs(model, last)
+
+
+def log_probs(model: Model, logits: Float[Tensor, "_ d_vocab"]) -> Float[Tensor, "_ d_vocab"]:
+    """Log-probabilities of the next token in at least float32.
+
+    Raises:
+        ValueError: If they are not numbers, as after an overflow.
+    """
+    found = torch.log_softmax(at_least_float32(logits), dim=-1)
+    if found.isnan().any():
+        raise ValueError(
+            f"running {model_name(model)}: its next-token probabilities are not finite; expected numbers from 0 to 1; "
+            "load the model in float32 or bfloat16 (float16 overflows on some models), and look for weights and hooks "
+            "that are not finite."
+        )
+    return found
 
 
 @torch.no_grad()
@@ -69,6 +87,32 @@ def activations(
             "this architecture computes; see model.hook_dict and the notes in tl_edit/host.py."
         )
     return store
+
+
+@contextmanager
+def no_graph_left(model: Model) -> Generator[None, None, None]:
+    """Whatever happens in the block, no module holds a gradient graph of it afterwards; what had one before keeps it.
+
+    The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
+    in memory, and the model cannot be deep-copied.
+    """
+    before = {(id(module), name): kept for module, name, kept in _graphs(model)}
+    try:
+        yield
+    finally:
+        for module, name, kept in _graphs(model):
+            if before.get((id(module), name)) is not kept:
+                vars(module)[name] = kept.detach()
+
+
+def _graphs(model: Model) -> list[tuple[nn.Module, str, Tensor]]:
+    """The tensors with a graph among the plain attributes of modules."""
+    return [
+        (module, name, kept)
+        for module in cast(nn.Module, model).modules()
+        for name, kept in vars(module).items()
+        if isinstance(kept, Tensor) and kept.grad_fn is not None
+    ]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def corrupt_subject(
     Raises:
         ValueError: If the span is empty or the noise negative; when run, if the span is outside the prompt.
     """
-    start, end = span
+    start, end = _bounds(span)
     if not 0 <= start < end:
         raise ValueError(f"corrupt_subject: span {span} is empty; expected (first, one past last), e.g. (1, 4).")
     if not 0 <= (noise if noise_std is None else noise_std) < math.inf:
@@ -149,13 +149,20 @@ def capture(store: MutableMapping[str, Tensor], name: str, positions: Positions 
 def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
     """The positions, counted from 0, as an index that keeps their axis.
 
-    Refuses those outside the sequence, which torch would wrap or clip silently in part, and activations that
-    have no axis for the sequence.
+    Axis 1 of the activation must be the sequence, as it is everywhere but in attention patterns and scores, whose axis
+    1 is the head. Refuses positions outside the sequence, which torch would wrap or clip silently in part, and
+    activations that have no axis for the sequence or are known by their shape for a pattern.
     """
     if act.ndim < 3:
         raise ValueError(
             f"{what}: the activation is of shape {list(act.shape)}; expected [batch, pos, width]; choose a hook point "
             "that keeps the sequence as an axis."
+        )
+    if act.ndim == 4 and act.shape[2] == act.shape[3] != act.shape[1]:
+        raise ValueError(
+            f"{what}: the activation is of shape {list(act.shape)}, an attention pattern [batch, head, query, key]; "
+            "expected [batch, pos, ...], with the sequence as axis 1; choose another hook point, or write a hook of "
+            "your own for patterns."
         )
     if isinstance(positions, tuple):
         raise ValueError(
@@ -176,6 +183,18 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
             f"{length - 1}; was the subject located in another prompt, or without its BOS?"
         )
     return [position % length for position in listed]
+
+
+def _bounds(span: Any) -> list[int]:
+    """The two integers of a span."""
+    several = span.tolist() if hasattr(span, "tolist") else span
+    bounds = list(cast(Sequence[Any], several)) if isinstance(several, tuple | list) else []
+    if len(bounds) != 2 or any(isinstance(bound, bool) or not hasattr(bound, "__index__") for bound in bounds):
+        raise ValueError(
+            f"corrupt_subject: span is {span!r}; expected two integers, (first, one past last); pass "
+            "Prompt.subject_span, or e.g. (1, 4)."
+        )
+    return [operator.index(bound) for bound in bounds]
 
 
 def _integers(positions: Any, what: str) -> list[int]:

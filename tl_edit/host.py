@@ -1,9 +1,10 @@
-"""The host: everything tl_edit knows about TransformerLens, and the only file that knows it.
+"""The host: what tl_edit knows about TransformerLens, once for both interfaces.
 
 Two interfaces are spoken: ``HookedTransformer`` (TransformerLens 2.18 to 3.9) and ``TransformerBridge``
 (from 3.8), raw or with processed weights. They agree on hook names and differ in where ``W_out`` lives,
 which copies of it are alive, and where the raw output of ``W_out`` can be seen. A model is recognised by
-what it is, so TransformerLens need not be imported here.
+what it is, so TransformerLens need not be imported here. Hooks are in `tl_edit.attach`, blocks called one at a
+time in `tl_edit.blocks`; nothing else tells the interfaces apart.
 
 Three sites matter for editing layer ``l``:
 
@@ -16,10 +17,8 @@ Three sites matter for editing layer ``l``:
 Everywhere ``value = key @ W_out + b_out`` in TransformerLens' orientation ``W_out [d_mlp d_model]``.
 """
 
-import difflib
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -171,16 +170,16 @@ def value_name(model: Model, layer: int) -> str:
     """Where the raw output of ``W_out`` (plus ``b_out``) is seen: ``[batch pos d_model]``.
 
     A hook point's name, except on a HookedTransformer that normalises the MLP output (Gemma 2 and 3): no
-    hook point sees the raw output there, so the name is that of the MLP module, which `attached` knows
+    hook point sees the raw output there, so the name is that of the MLP module, which `attach.attached` knows
     how to hook.
     """
     if interface(model) == "HookedTransformer":
-        if "W_out" not in _mlp(model, layer)._parameters:
+        if "W_out" not in mlp_of(model, layer)._parameters:
             raise ValueError(_no_dense_w_out(layer))
         post_norm = hasattr(model.blocks[layer], "ln2_post")
         return f"blocks.{layer}.mlp" if post_norm else f"blocks.{layer}.hook_mlp_out"
     for part in ("out", "dense_out"):
-        if part in _mlp(model, layer)._modules:
+        if part in mlp_of(model, layer)._modules:
             return f"blocks.{layer}.mlp.{part}.hook_out"
     raise ValueError(_no_dense_w_out(layer))
 
@@ -220,7 +219,7 @@ def check_ready(model: Model, operation: str) -> None:
 
     Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
     """
-    for root in _roots(model):
+    for root in roots_of(model):
         for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
             rate = _dropout_rate(module)
             if module.training and rate > 0.0:
@@ -230,7 +229,7 @@ def check_ready(model: Model, operation: str) -> None:
                 )
 
 
-def _roots(model: Model) -> list[nn.Module]:
+def roots_of(model: Model) -> list[nn.Module]:
     """What to walk for all modules that run: a bridge runs some that are not its own, as GPT-2's embedding dropout."""
     roots = [cast(nn.Module, model)]
     return [*roots, cast(Any, model).original_model] if interface(model) == "TransformerBridge" else roots
@@ -243,7 +242,7 @@ def _dropout_rate(module: nn.Module) -> float:
     return max((rate for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)), default=0.0)
 
 
-def _mlp(model: Model, layer: int) -> Any:
+def mlp_of(model: Model, layer: int) -> Any:
     """The MLP module of ``layer``; ValueError where there is none."""
     mlp = model.blocks[layer]._modules.get("mlp")
     if mlp is None:
@@ -275,7 +274,7 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
         ValueError: attention-only block, mixture of experts, quantised or meta weights.
     """
     kind = interface(model)
-    mlp = _mlp(model, layer)
+    mlp = mlp_of(model, layer)
     if kind == "HookedTransformer":
         weight = mlp._parameters.get("W_out")
         if weight is None:
@@ -286,6 +285,9 @@ def w_out_views(model: Model, layer: int) -> list[Tensor]:
         if out is None:
             raise ValueError(_no_dense_w_out(layer))
         linear = out.original_component
+        # Of a second bridge over the same Hugging Face model, this is the first one's wrapper.
+        while getattr(linear, "original_component", None) is not None:
+            linear = linear.original_component
         weight = getattr(linear, "weight", None)
         if not isinstance(weight, Tensor):
             raise ValueError(_unreadable(layer, f"hidden in a {type(linear).__name__}"))
@@ -339,99 +341,3 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
         )
     for view in views:
         view.copy_(new)
-
-
-# --- hooks ---------------------------------------------------------------------------------------------
-
-
-def foreign_hook(model: Model) -> str | None:
-    """Where a hook is attached that is not TransformerLens' own; None where there is none."""
-    for root in _roots(model):
-        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
-            state = vars(module)
-            temporary = [handle for handle in state.get("fwd_hooks", ()) if not handle.is_permanent]
-            functions = [*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values()]
-            if temporary or any(not _is_of_the_host(function) for function in functions):
-                return name or "the model itself"
-    return None
-
-
-def _is_of_the_host(function: Any, depth: int = 3) -> bool:
-    """Whether a hook, and what it closes over, comes from TransformerLens or the libraries below it."""
-    inner = getattr(function, "func", None) or getattr(function, "__func__", None)
-    if inner is not None:
-        return _is_of_the_host(inner, depth)
-    module = getattr(function, "__module__", None) or ""
-    if module.split(".")[0] not in ("transformer_lens", "transformers", "torch", "accelerate"):
-        return False
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    return depth == 0 or all(
-        _is_of_the_host(cell, depth - 1) for cell in cells if callable(cell) and not _is_module(cell)
-    )
-
-
-def _is_module(value: object) -> bool:
-    return isinstance(value, nn.Module | type)
-
-
-@contextmanager
-def no_graph_left(model: Model) -> Generator[None, None, None]:
-    """Whatever happens in the block, no module holds a gradient graph of it afterwards.
-
-    The attention of a TransformerBridge keeps its last pattern: after a pass with gradients that keeps the whole graph
-    in memory, and the model cannot be deep-copied.
-    """
-    try:
-        yield
-    finally:
-        for module in cast(nn.Module, model).modules():
-            for name, kept in vars(module).items():
-                if isinstance(kept, Tensor) and kept.grad_fn is not None:
-                    vars(module)[name] = kept.detach()
-
-
-@contextmanager
-def attached(
-    model: Model, hooks: Iterable[NamedHook], points: Mapping[str, Any] | None = None
-) -> Generator[None, None, None]:
-    """Attach ``hooks`` for the duration of the block and remove exactly these, whatever happens.
-
-    Unlike ``model.hooks(...)`` of HookedTransformer, which on exit also wipes hooks that a user left on,
-    nothing of the user's is touched. Hooks run after those already attached, in the order given. Whoever attaches
-    often passes ``model.hook_dict``, which a bridge makes anew each time, as ``points``.
-
-    Raises:
-        ValueError: If a name is not a hook point of this model.
-    """
-    points = model.hook_dict if points is None else points
-    with ExitStack() as stack:
-        for name, function in hooks:
-            stack.callback(_attach(model, points, name, function))
-        yield
-
-
-def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn) -> Callable[[], None]:
-    """Attach one hook; returns what removes it."""
-    point = points.get(name)
-    if point is not None:
-        point.add_hook(function)
-        handle = point.fwd_hooks[-1]
-
-        def remove() -> None:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-        return remove
-    site = re.fullmatch(r"blocks\.(\d+)\.mlp", name)
-    # The name that `value_name` gives where no hook point sees the value.
-    if site and int(site[1]) < n_layers(model) and value_name(model, int(site[1])) == name:
-
-        def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> Any:
-            return function(output, hook=None)
-
-        return _mlp(model, int(site[1])).register_forward_hook(forward_hook).remove
-    close = difflib.get_close_matches(name, list(points), n=3)
-    raise ValueError(
-        f"attaching a hook: {name!r} is not a hook point of {model_name(model)}; "
-        f"expected one of model.hook_dict{', such as ' + ', '.join(close) if close else ''}."
-    )

@@ -6,7 +6,7 @@ answers there. Keys depend on the text before the subject; ROME averages them ov
 prefixes (Meng et al. 2022, eq. 3).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,18 @@ from einops import rearrange, reduce  # pyright: ignore[reportUnknownVariableTyp
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import host, tokens
-from tl_edit.forward import activations
+from tl_edit import attach, host, tokens
+from tl_edit.forward import activations, at_least_float32
 from tl_edit.host import Model
-from tl_edit.request import EditRequest, as_requests, check_template
+from tl_edit.request import EditRequest, as_prefixes, as_requests
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class KeysValues:
-    """Keys and values of requests at the lookup position, per layer, on the CPU in the model's dtype."""
+    """Keys and values of requests at the lookup position, per layer, on the CPU.
+
+    Those of the bare prompts are in the model's dtype, the means in at least float32.
+    """
 
     requests: tuple[EditRequest, ...]
     layers: tuple[int, ...]
@@ -52,11 +55,15 @@ def extract_keys_values(
     requests: EditRequest | Sequence[EditRequest],
     layers: Sequence[int],
     *,
-    prefixes: Sequence[str] | None = None,
+    prefixes: Iterable[str] | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 64,
 ) -> KeysValues:
     """Keys and values of ``requests`` at ``layers``, in one pass that ends at the last of the layers.
+
+    Prompts are cut after the subject, since nothing later can change what is read there, and padded on the right.
+    Where the model carries hooks of your own, they see every prompt whole and unpadded, in batches of prompts of one
+    length, so that a hook that counts positions, also from the end, acts as in a run of yours.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
@@ -72,16 +79,12 @@ def extract_keys_values(
     """
     operation = "extract_keys_values"
     asked = as_requests(requests, operation)
-    if batch_size < 1:
-        raise ValueError(f"{operation}: batch_size {batch_size}; expected 1 or more rows; the default is 64.")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"{operation}: batch_size {batch_size!r}; expected 1 or more rows; the default is 64.")
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
-    if isinstance(prefixes, str):
-        raise ValueError(f"{operation}: prefixes is one string; expected several; write [{prefixes!r}].")
-    templates = ("{}", *(prefixes or ()))
-    for template in templates:
-        check_template(template, "prefix")
+    templates = ("{}", *as_prefixes(prefixes, operation))
     prompts = [
         tokens.tokenize_request(model, request, prefix=template, prepend_bos=bos)
         for request in asked
@@ -89,15 +92,21 @@ def extract_keys_values(
     ]
     names = {layer: (host.key_name(layer), host.value_name(model, layer)) for layer in layers}
     read: dict[str, list[Tensor]] = {name: [] for pair in names.values() for name in pair}
-    for chunk in _chunks(prompts, batch_size):
-        # Causal attention: what follows the lookup position cannot change what is read there.
-        batch = tokens.pad(model, [prompt.tokens[: prompt.subject_last + 1] for prompt in chunk])
-        rows, last = torch.arange(len(chunk)), torch.tensor(batch.lengths) - 1
+    whole = attach.foreign_hook(model) is not None
+    order: list[int] = []
+    for chunk in _chunks(prompts, batch_size, one_length=whole):
+        # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
+        ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
+        batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
+        rows, lookup = torch.arange(len(chunk)), torch.tensor([prompts[i].subject_last for i in chunk])
         for name, act in activations(model, batch, list(read)).items():
-            read[name].append(act[rows, last].cpu())
+            read[name].append(act[rows, lookup].cpu())
+        order += chunk
+    back = torch.tensor(order).argsort()
 
     def by_request(name: str) -> Float[Tensor, "request prefix width"]:
-        return rearrange(torch.cat(read[name]), "(request prefix) width -> request prefix width", request=len(asked))
+        in_order = torch.cat(read[name])[back]
+        return rearrange(in_order, "(request prefix) width -> request prefix width", request=len(asked))
 
     keys = {layer: by_request(key) for layer, (key, _) in names.items()}
     values = {layer: by_request(value) for layer, (_, value) in names.items()}
@@ -115,10 +124,16 @@ def extract_keys_values(
 
 
 def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor, "request width"]:
-    """Mean over prefixes, summed in float64 and rounded once."""
-    return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(over_prefixes.dtype)
+    """Mean over prefixes, summed in float64 and rounded once, to float32 at least: it goes into a solve."""
+    wide = at_least_float32(over_prefixes).dtype
+    return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(wide)
 
 
-def _chunks(prompts: Sequence[tokens.Prompt], size: int) -> Iterator[Sequence[tokens.Prompt]]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+def _chunks(prompts: Sequence[tokens.Prompt], size: int, *, one_length: bool) -> Iterator[list[int]]:
+    """Indices of the prompts that run together; with ``one_length`` none of them needs padding."""
+    groups: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt.tokens) if one_length else 0, []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

@@ -49,18 +49,31 @@ class SecondMoment:
         """Lower Cholesky factor of `matrix` in float64, computed once.
 
         Raises:
-            ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions.
+            ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions, or neurons that never fired.
         """
         factor, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(self.matrix.double()))
         if info.item() or not torch.isfinite(factor).all():
-            missing = max(self.d_mlp - self.count, 0)
             raise ValueError(
                 f"solving with the second moment of layer {self.layer}: it is singular after {self.count:,} tokens; "
-                f"expected a positive definite {self.d_mlp} x {self.d_mlp} matrix, for which at least {missing:,} "
-                f"more tokens are needed and about {10 * self.d_mlp:,} in all are advisable; call "
-                "second_moment(...) with more texts or a larger max_tokens."
+                f"expected a positive definite {self.d_mlp} x {self.d_mlp} matrix{self._remedy()}"
             )
         return factor
+
+    def _remedy(self) -> str:
+        """What a singular matrix lacks: tokens, or neurons that fire, which no number of tokens may give."""
+        missing = self.d_mlp - self.count
+        if missing > 0:
+            return (
+                f", for which at least {missing:,} more tokens are needed and about {10 * self.d_mlp:,} in all are "
+                "advisable; call second_moment(...) with more texts or a larger max_tokens."
+            )
+        dead = int((self.matrix.diagonal() == 0).sum())
+        if dead:
+            return (
+                f"; {dead:,} of the neurons never fired, as happens in models with ReLU; choose a layer without such "
+                f"neurons, try more varied texts, or use the control SecondMoments.identity(model, [{self.layer}])."
+            )
+        return f"; about {10 * self.d_mlp:,} tokens are advisable; call second_moment(...) with more varied texts."
 
     def check_fits(self, model: Model, operation: str) -> None:
         """Refuse a model whose keys at this layer have another width.
@@ -158,8 +171,10 @@ def second_moment(
     operation = "second_moment"
     host.check_ready(model, operation)
     host.check_layers(model, layers, operation)
-    if batch_tokens < 1:
-        raise ValueError(f"{operation}: batch_tokens is {batch_tokens}; expected 1 or more; the default is 4096.")
+    if type(batch_tokens) is not int or batch_tokens < 1:
+        raise ValueError(
+            f"{operation}: batch_tokens is {batch_tokens!r}; expected an integer of 1 or more; the default is 4096."
+        )
     bos = tokens.resolve_bos(model, prepend_bos)
     rows = _rows(model, texts, bos, max_tokens, seed)
     total = sum(map(len, rows))
@@ -199,8 +214,21 @@ def _rows(
     """The texts as token rows in a seeded order, cut at the context and at ``max_tokens``."""
     if isinstance(texts, str):
         raise ValueError("second_moment: texts is one string; expected several texts; pass [text, ...].")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"second_moment: max_tokens is {max_tokens}; expected at least 1, or None for all.")
+    given = cast(object, texts)
+    if isinstance(given, Tensor):
+        raise ValueError(
+            f"second_moment: texts is one tensor of shape {list(given.shape)}; expected several texts, since padding "
+            "in a token matrix would count as text; pass a list of its rows without their padding, or strings."
+        )
+    if isinstance(given, dict) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"second_moment: texts is of type {type(texts).__name__}; expected several texts; pass a list of strings, "
+            "or of one-dimensional tensors of token ids."
+        )
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise ValueError(
+            f"second_moment: max_tokens is {max_tokens!r}; expected an integer of at least 1, or None for all."
+        )
     shuffled = list(texts)
     random.Random(seed).shuffle(shuffled)
     context = int(model.cfg.n_ctx)

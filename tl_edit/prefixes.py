@@ -8,6 +8,7 @@ to you; nothing is cached.
 
 import unicodedata
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -30,8 +31,10 @@ def generate_prefixes(
         seed: Seed of the draws.
 
     Raises:
-        ValueError: If the tokenizer has neither BOS nor EOS, or the numbers are too small.
+        ValueError: If the tokenizer has neither BOS nor EOS, the numbers are too small, or the model's probabilities
+            are not finite.
     """
+    _check_types(lengths, {"n_per_length": n_per_length, "top_k": top_k, "seed": seed})
     if n_per_length < 1 or top_k < 1 or min(lengths, default=0) < 2:
         raise ValueError(
             f"generate_prefixes: n_per_length {n_per_length}, top_k {top_k}, lengths {tuple(lengths)}; expected at "
@@ -59,6 +62,20 @@ def generate_prefixes(
         for length in lengths
         for row in _sample(model, int(start), n_per_length, length, top_k, generator)
     )
+
+
+def _check_types(lengths: object, numbers: dict[str, object]) -> None:
+    listed = list(cast(Sequence[object], lengths)) if isinstance(lengths, Sequence) else None
+    if listed is None or any(type(length) is not int for length in listed):
+        raise ValueError(
+            f"generate_prefixes: lengths is {lengths!r}; expected lengths in tokens, one group of prefixes each; the "
+            "published ones are (5, 10)."
+        )
+    for name, number in numbers.items():
+        if type(number) is not int:
+            raise ValueError(
+                f"generate_prefixes: {name} is {number!r}; expected an integer; leave it out for the default."
+            )
 
 
 def _sample(

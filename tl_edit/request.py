@@ -101,6 +101,33 @@ def as_requests(requests: object, operation: str) -> tuple[EditRequest, ...]:
     return as_several(requests, EditRequest, operation, example=example)
 
 
+def as_prefixes(prefixes: object, operation: str) -> tuple[str, ...]:
+    """Prefix templates as a tuple, checked; None is none. Taken once, so that an iterator serves several readers.
+
+    Raises:
+        ValueError: If they are one string or hold something else than templates with exactly one ``{}``.
+    """
+    if prefixes is None:
+        return ()
+    if isinstance(prefixes, str):
+        raise ValueError(f"{operation}: prefixes is one string; expected several; write [{prefixes!r}].")
+    kind = type(prefixes).__name__
+    if not isinstance(prefixes, Iterable) or isinstance(prefixes, dict):
+        raise ValueError(
+            f"{operation}: prefixes is of type {kind}; expected templates or None; write e.g. ['It was. {{}}']."
+        )
+    templates: list[str] = []
+    for template in cast(Iterable[object], prefixes):
+        if not isinstance(template, str):
+            raise ValueError(
+                f"{operation}: prefixes holds {template!r} of type {type(template).__name__}; expected templates; "
+                "write e.g. 'It was. {}'."
+            )
+        check_template(template, "prefix")
+        templates.append(template)
+    return tuple(templates)
+
+
 def as_request(request: object, operation: str) -> EditRequest:
     """The one request that ``operation`` takes.
 
@@ -122,10 +149,10 @@ _EXAMPLE = {
 
 
 def check_template(template: str, what: str) -> None:
-    """Refuse a template that has not exactly one ``{}``.
+    """Refuse a template that has not exactly one ``{}``, or has it in further braces.
 
     Raises:
-        ValueError: with the number found and an example.
+        ValueError: with what was found and an example.
     """
     found = template.count("{}")
     if found != 1:
@@ -133,4 +160,9 @@ def check_template(template: str, what: str) -> None:
             f"{what} {template!r} has {found} placeholders; expected exactly one '{{}}' where the "
             f"{'subject' if what == 'relation' else 'prompt'} goes, e.g. "
             f"{_EXAMPLE['relation'] if what == 'relation' else 'It was. {}'!r}."
+        )
+    if "{{}}" in template:
+        raise ValueError(
+            f"{what} {template!r} has braces around its placeholder, which would stay in the text; expected '{{}}' "
+            f"alone; write {template.replace('{{}}', '{}')!r}."
         )

@@ -14,7 +14,7 @@ Controls: with ``C = I`` the fact is still written but neighbouring keys move mo
 same norm writes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from tl_edit.host import Model
 from tl_edit.keys import extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
-from tl_edit.request import EditRequest, as_request
+from tl_edit.request import EditRequest, as_prefixes, as_request
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
 
@@ -120,10 +120,20 @@ def rome_update(
         ``left`` of unit length and ``right`` so that ``key @ (left @ right) == v_star - value``, in float64.
 
     Raises:
-        ValueError: If ``key`` is orthogonal to the direction, so that no change along it can be seen by the key.
+        ValueError: If ``key`` is orthogonal to the direction, so that no change along it can be seen by the key, or if
+            shapes do not fit.
     """
     wide = torch.float64
     spread = key if direction_key is None else direction_key
+    given = {"factor": factor, "key": key, "value": value, "v_star": v_star, "direction_key": spread}
+    shapes = {name: list(tensor.shape) for name, tensor in given.items()}
+    d_mlp, d_model = key.numel(), value.numel()
+    if list(shapes.values()) != [[d_mlp, d_mlp], [d_mlp], [d_model], [d_model], [d_mlp]]:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"rome_update: shapes are {found}; expected factor [d_mlp d_mlp], key and direction_key [d_mlp], value and "
+            "v_star [d_model]; pass one request's key and value, e.g. found.keys[layer][0]."
+        )
     direction = torch.cholesky_solve(spread.to(wide)[:, None], factor.to(wide))
     left = direction / length(direction)
     divisor = key.to(wide) @ left[:, 0]
@@ -143,7 +153,7 @@ def rome_edit(
     *,
     layer: int | None = None,
     config: ROMEConfig | None = None,
-    prefixes: Sequence[str] | None = None,
+    prefixes: Iterable[str] | None = None,
     prepend_bos: bool | None = None,
     apply: bool = True,
 ) -> Edit:
@@ -152,6 +162,10 @@ def rome_edit(
     The model's weights, ``requires_grad`` flags, mode and hooks stay as they are until the last step, the write;
     an exception at any point leaves the model untouched.
 
+    Hooks of your own take part in every step. They see the prompt, bare and behind each prefix, whole and unpadded
+    (`extract_keys_values`), the rows of the search with the target's tokens and padding (`optimize_value`), and, unless
+    you pass ``prefixes``, texts that grow from a lone BOS while the model writes prefixes (`generate_prefixes`).
+
     Args:
         model: A HookedTransformer or TransformerBridge.
         request: The fact to write.
@@ -159,7 +173,8 @@ def rome_edit(
         layer: The layer to edit, counted from 0; overrides ``config.layer``.
         config: Settings; None for the published ones of this model (`ROMEConfig.for_model`), and for a model
             without any, the common ones with your ``layer``.
-        prefixes: Templates such as ``"It was. {}"``; None to let the model generate them by the published rule.
+        prefixes: Templates such as ``"It was. {}"``; None to let the model generate them by the published rule,
+            under your hooks, if it has any.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default. The published
             numbers are without.
         apply: Whether to write the edit; otherwise it is only computed.
@@ -185,11 +200,10 @@ def rome_edit(
     host.check_layers(model, [at], operation)
     moment = _moment_for(model, moments, at, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
-    if prefixes is None:
-        prefixes = _generated(model, config)
-    read = extract_keys_values(model, request, [at], prefixes=prefixes, prepend_bos=bos)
+    templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
+    read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
     key, mean_key = read.keys[at][0], read.mean_keys[at][0]
-    found = optimize_value(model, request, at, prefixes=prefixes, search=config, prepend_bos=bos)
+    found = optimize_value(model, request, at, prefixes=templates, search=config, prepend_bos=bos)
     update = rome_update(moment.cholesky, key, read.values[at][0], found.v_star, direction_key=mean_key)
     edit = Edit(
         method="ROME",
@@ -197,7 +211,7 @@ def rome_edit(
         requests=(request,),
         config=config,
         provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
-        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": tuple(prefixes)},
+        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": templates},
     )
     return edit.apply(model) if apply else edit
 

@@ -31,12 +31,11 @@ MAX_COLUMNS = 12
 """Layers that a table shows; of deeper models every second, third, ... is shown."""
 
 
-def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[str, float]]:
-    """The ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
+def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[int, float]]:
+    """The ids of the ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
     batch = tokens.pad(model, [tokens.encode(model, prompt)])
     top = forward.last_log_probs(model, batch)[0].exp().topk(k)
-    pairs = zip(top.indices, top.values, strict=True)
-    return [(model.tokenizer.decode([int(token)]), float(probability)) for token, probability in pairs]
+    return list(zip(map(int, top.indices), map(float, top.values), strict=True))
 
 
 class Story:
@@ -88,12 +87,30 @@ class Story:
         self.console.print(Text(request.prompt + " …"))
         table = Table.grid(padding=(0, 2))
         for token, probability in answers:
-            table.add_row(Text("  " + _visible(token)), f"{probability:.3f}", Bar(1.0, 0, probability, width=30))
+            table.add_row(
+                Text("  " + _visible(self.model.tokenizer.decode([token]))),
+                f"{probability:.3f}",
+                Bar(1.0, 0, probability, width=30),
+            )
         self.console.print(table)
-        says = answers[0][0].strip()
-        if request.target_true is None and says not in ("", request.target_new):
-            return replace(request, target_true=says)
+        if request.target_true is None:
+            return replace(request, target_true=self._as_object(request, answers[0][0]))
         return request
+
+    def _as_object(self, request: EditRequest, token: int) -> str | None:
+        """The token as a true object; None where it is none, such as a full stop or the rest of a word.
+
+        As an object it would get the space that stands before objects, and be another token, which the model does
+        not say.
+        """
+        says = self.model.tokenizer.decode([token]).strip()
+        if says in ("", request.target_new):
+            return None
+        try:
+            target = tokens.target_tokens(self.model, request.prompt, says)
+        except ValueError:
+            return None
+        return says if target.tolist() == [token] else None
 
     def measure(self) -> SecondMoment:
         """The second moment, before anything that takes long, since too small a sample ends the story."""

@@ -11,7 +11,7 @@ prefers: positions then mean the same in every row.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -110,8 +110,14 @@ def tokenize_prompt(model: Model, prompt: str, subject: str, *, prepend_bos: boo
     """``prompt`` with its first occurrence of ``subject`` located (the published tracing program's rule).
 
     Raises:
-        ValueError: If the subject does not occur in the prompt.
+        ValueError: If the subject does not occur in the prompt, or one of them is no string.
     """
+    for name, text in {"prompt": prompt, "subject": subject}.items():
+        if not isinstance(cast(object, text), str):
+            raise ValueError(
+                f"locating the subject: the {name} is {text!r} of type {type(text).__name__}; expected a string; "
+                "convert it, e.g. str(...)."
+            )
     start = prompt.find(subject)
     if start < 0 or not subject:
         raise ValueError(
@@ -145,7 +151,11 @@ def _offsets(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]
     """Character spans from a fast tokenizer, aligned to ``ids``; None where it has none or they differ."""
     if not getattr(tokenizer, "is_fast", False):
         return None
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError:
+        # Some wrappers call themselves fast and have no offsets.
+        return None
     plain: list[int] = list(encoded["input_ids"])
     lead = len(ids) - len(plain)
     # The model may put a BOS before them, a few put two tokens; anything else means that the tokenisations differ.

@@ -16,17 +16,17 @@ The weights are not touched and receive no gradients.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_edit import forward, host, tokens
+from tl_edit import attach, forward, host, tokens
 from tl_edit.forward import at_least_float32, length
 from tl_edit.host import HookFn, Model
-from tl_edit.request import EditRequest, as_request
+from tl_edit.request import EditRequest, as_prefixes, as_request
 
 KL_RELATION = "{} is a"
 
@@ -82,6 +82,8 @@ class OptimizedValue:
     """Total loss at each evaluation, in nats; the last belongs to ``v_star``."""
     target_prob: float
     """Probability of the target at the end: geometric mean over its tokens and over prefixes."""
+    prepend_bos: bool
+    """Whether the prompts began with a BOS."""
 
     @property
     def delta_ratio(self) -> float:
@@ -112,6 +114,15 @@ class _Rows:
 
         target = tokens.target_tokens(model, request.prompt, request.target_new, prepend_bos=prepend_bos)
         prompts = [tokenize(request, prefix) for prefix in ("{}", *prefixes)]
+        # Each prompt fits the context alone; the target stands behind it.
+        longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+        needed, context = len(longest.tokens) + len(target) - 1, int(model.cfg.n_ctx)
+        if needed > context:
+            raise ValueError(
+                f"optimize_value: {longest.text[:40]!r}... with the target {request.target_new!r} needs {needed} "
+                f"tokens; {host.model_name(model)} has a context of {context}; shorten the prefix, the prompt or "
+                "the target."
+            )
         kl_prompt = tokenize(EditRequest(KL_RELATION, request.subject, request.target_new))
         batch = tokens.pad(model, [*(torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts), kl_prompt.tokens])
         last = torch.tensor([len(prompt.tokens) - 1 for prompt in prompts])
@@ -129,39 +140,51 @@ def optimize_value(
     request: EditRequest,
     layer: int,
     *,
-    prefixes: Sequence[str] = (),
+    prefixes: Iterable[str] | None = None,
     search: ValueSearch | None = None,
     prepend_bos: bool | None = None,
 ) -> OptimizedValue:
     """Search for v* of one request at one layer.
 
+    Hooks of your own take part. For ``v0`` they see the bare prompt as it is; in the search they see one batch of all
+    rows, each prompt with all but the last of the target's tokens, padded on the right. A hook that counts positions
+    from the end acts on another token there.
+
     Args:
         model: A HookedTransformer or TransformerBridge; its weights, flags and gradients stay as they are.
         request: The fact to write.
         layer: The layer whose MLP shall answer with v*, counted from 0.
-        prefixes: Templates such as ``"It was. {}"``; the bare prompt is always among the rows.
+        prefixes: Templates such as ``"It was. {}"``; None for none. The bare prompt is always among the rows.
         search: Settings; the published ones by default.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default.
 
     Raises:
-        ValueError: For what `extract_keys_values` refuses, and when the loss is not finite.
+        ValueError: For what `extract_keys_values` refuses, when the loss is not finite, and when the target's
+            probability does not depend on the value: a hook cuts the gradient, or no later layer reads it.
     """
     operation = "optimize_value"
     host.check_ready(model, operation)
     host.check_layers(model, [layer], operation)
     request = as_request(request, operation)
     search = search or ValueSearch()
+    templates = as_prefixes(prefixes, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     site = host.value_name(model, layer)
     # A user may have switched gradients off, as interpretability notebooks do.
-    with torch.inference_mode(False), torch.enable_grad(), host.no_graph_left(model):
-        rows = _Rows.of(model, request, prefixes, bos)
-        bare = tokens.pad(model, [rows.batch.tokens[0, : int(rows.lookup[0]) + 1].cpu()])
-        v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, -1])
-        return _search(model, site, rows, v0, search)
+    with torch.inference_mode(False), torch.enable_grad(), forward.no_graph_left(model):
+        rows = _Rows.of(model, request, templates, bos)
+        lookup = int(rows.lookup[0])
+        # As in `extract_keys_values`: cut where that changes nothing, whole where a user's hook may look at the end.
+        end = lookup + 1 if attach.foreign_hook(model) is None else int(rows.target_positions[0, 0]) + 1
+        bare = tokens.pad(model, [rows.batch.tokens[0, :end].cpu()])
+        v0 = at_least_float32(forward.activations(model, bare, [site])[site][0, lookup])
+        return _search(model, layer, rows, v0, search, bos)
 
 
-def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch) -> OptimizedValue:
+def _search(
+    model: Model, layer: int, rows: _Rows, v0: Float[Tensor, " d_model"], search: ValueSearch, prepend_bos: bool
+) -> OptimizedValue:
+    site = host.value_name(model, layer)
     delta = torch.zeros_like(v0, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=search.v_lr)
     longest = search.clamp_norm_factor * float(length(v0))
@@ -184,6 +207,8 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
             )
         if losses[-1] < search.stop_loss or len(losses) == search.v_num_grad_steps:
             break
+        if len(losses) == 1:
+            _check_reaches(model, layer, terms.nll, delta)
         delta.grad = torch.autograd.grad(loss, delta)[0]
         optimizer.step()
         with torch.no_grad():
@@ -195,6 +220,28 @@ def _search(model: Model, site: str, rows: _Rows, v0: Float[Tensor, " d_model"],
         v0=v0.cpu(),
         losses=tuple(losses),
         target_prob=math.exp(-terms.nll.item()),
+        prepend_bos=prepend_bos,
+    )
+
+
+def _check_reaches(model: Model, layer: int, nll: Float[Tensor, ""], delta: Float[Tensor, " d_model"]) -> None:
+    """Refuse a target that does not depend on delta: the search would follow the decay alone and write nothing.
+
+    Of the whole loss this cannot be seen, since the decay keeps a gradient and the other term starts at its minimum.
+    """
+    slope = torch.autograd.grad(nll, delta, retain_graph=True, allow_unused=True)[0] if nll.requires_grad else None
+    # A target that is certain already has no slope either.
+    if (slope is not None and slope.any()) or nll.item() <= 0:
+        return
+    hooked = attach.foreign_hook(model)
+    where = "" if hooked is None else f" (there is one at {hooked})"
+    cause = f"a hook on the model{where} cuts it by detaching or overwriting; remove it (model.reset_hooks())"
+    if layer == host.n_layers(model) - 1:
+        cause = f"after the last layer nothing carries it to the end of the prompt, or {cause}"
+    raise ValueError(
+        f"optimize_value: the gradient of the target's probability to the value of layer {layer} is "
+        f"{'missing' if slope is None else 'exactly zero'}; expected the target to depend on it; {cause}, "
+        "or choose another layer."
     )
 
 

@@ -134,7 +134,8 @@ def main() -> None:
     print(f"\nROME on {args.n} {pool_name} facts, C from {moments[0].count:,} tokens, {config}\n")
     print("| layer | S | ES | PS | NS | EA | PA | NA | other facts kept |\n|---|---|---|---|---|---|---|---|---|")
     print(row("no edit", tl_edit.evaluate(model, records)), flush=True)
-    for layer in range(model.cfg.n_layers) if args.layers is None else args.layers:
+    # After the last layer nothing carries a value from the subject to the end of the prompt.
+    for layer in range(model.cfg.n_layers - 1) if args.layers is None else args.layers:
         start = time.process_time()
         result = rome(model, records, moments, replace(config, layer=layer))
         print(row(f"{layer}", result), f"{(time.process_time() - start) / args.n:.2f} CPU s per edit", flush=True)

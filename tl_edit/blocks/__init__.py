@@ -9,7 +9,7 @@ one, and compared with the ordinary pass. Where they differ, or a block cannot b
 that must see whole passes, `blocks_of` says why.
 """
 
-from tl_edit import host
+from tl_edit import attach
 from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch
 from tl_edit.blocks.packed import PackedBlocks
 from tl_edit.blocks.recorded import RecordedBlocks
@@ -31,7 +31,7 @@ def blocks_of(model: Model, batch: TokenBatch, check_from: int, *, packed: bool 
     Raises:
         CannotCallBlocksError: Why they cannot be called alone.
     """
-    stranger = host.foreign_hook(model)
+    stranger = attach.foreign_hook(model)
     if stranger:
         raise CannotCallBlocksError(f"a hook is attached at {stranger}")
     try:

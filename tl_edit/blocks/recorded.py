@@ -12,7 +12,7 @@ from typing import Any, cast
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import host
+from tl_edit import attach, host
 from tl_edit.blocks.base import Block, Blocks, Call, OrdinaryPass, Past, Touch, soft_cap
 from tl_edit.host import HookFn, Model
 
@@ -80,7 +80,7 @@ class RecordedBlocks(Blocks):
 
         kinds = () if touch is None else ("attn_out", "mlp_out")
         hooks = [(f"blocks.{layer}.hook_{kind}", hook(kind, touch)) for kind in kinds if touch is not None]
-        with host.attached(self.model, hooks, self._points):
+        with attach.attached(self.model, hooks, self._points):
             yield call
 
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

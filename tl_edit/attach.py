@@ -1,0 +1,94 @@
+"""Hooks on a model: attach ours and take off exactly these, and see those of others.
+
+``model.hooks(...)`` of HookedTransformer also takes off, on exit, hooks that a user left on; so hooks are attached to
+the hook points themselves.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from tl_edit.host import HookFn, Model, NamedHook, mlp_of, model_name, n_layers, roots_of, value_name
+
+
+def foreign_hook(model: Model) -> str | None:
+    """Where a hook is attached that is not TransformerLens' own; None where there is none."""
+    for root in roots_of(model):
+        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
+            state = vars(module)
+            temporary = [handle for handle in state.get("fwd_hooks", ()) if not handle.is_permanent]
+            functions = [*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values()]
+            if temporary or any(not _is_of_the_host(function) for function in functions):
+                return name or "the model itself"
+    return None
+
+
+def _is_of_the_host(function: Any, depth: int = 3) -> bool:
+    """Whether a hook, and what it closes over, comes from TransformerLens or the libraries below it."""
+    inner = getattr(function, "func", None) or getattr(function, "__func__", None)
+    if inner is not None:
+        return _is_of_the_host(inner, depth)
+    module = getattr(function, "__module__", None) or ""
+    if module.split(".")[0] not in ("transformer_lens", "transformers", "torch", "accelerate"):
+        return False
+    try:
+        enclosed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    except ValueError:  # A variable without a value yet: what will be in it is not known.
+        return False
+    return depth == 0 or all(
+        _is_of_the_host(value, depth - 1) for value in enclosed if callable(value) and not _is_module(value)
+    )
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, nn.Module | type)
+
+
+@contextmanager
+def attached(
+    model: Model, hooks: Iterable[NamedHook], points: Mapping[str, Any] | None = None
+) -> Generator[None, None, None]:
+    """Attach ``hooks`` for the duration of the block and remove exactly these, whatever happens.
+
+    Nothing of the user's is touched. Hooks run after those already attached, in the order given. Whoever attaches often
+    passes ``model.hook_dict``, which a bridge makes anew each time, as ``points``.
+
+    Raises:
+        ValueError: If a name is not a hook point of this model.
+    """
+    points = model.hook_dict if points is None else points
+    with ExitStack() as stack:
+        for name, function in hooks:
+            stack.callback(_attach(model, points, name, function))
+        yield
+
+
+def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn) -> Callable[[], None]:
+    """Attach one hook; returns what removes it."""
+    point = points.get(name)
+    if point is not None:
+        point.add_hook(function)
+        handle = point.fwd_hooks[-1]
+
+        def remove() -> None:
+            handle.hook.remove()
+            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
+
+        return remove
+    site = re.fullmatch(r"blocks\.(\d+)\.mlp", name)
+    # The name that `value_name` gives where no hook point sees the value.
+    if site and int(site[1]) < n_layers(model) and value_name(model, int(site[1])) == name:
+
+        def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> Any:
+            return function(output, hook=None)
+
+        return mlp_of(model, int(site[1])).register_forward_hook(forward_hook).remove
+    close = difflib.get_close_matches(name, list(points), n=3)
+    raise ValueError(
+        f"attaching a hook: {name!r} is not a hook point of {model_name(model)}; "
+        f"expected one of model.hook_dict{', such as ' + ', '.join(close) if close else ''}."
+    )
