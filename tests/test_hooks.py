@@ -328,7 +328,7 @@ def in_ours(model, ids, hooks):
         return model(ids)
 
 
-each_way = pytest.mark.parametrize("run", [in_run_with_hooks, in_context, in_ours])
+each_way = pytest.mark.parametrize("run", [in_run_with_hooks, in_context, in_ours], ids=lambda run: run.__name__)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ each_way = pytest.mark.parametrize("run", [in_run_with_hooks, in_context, in_our
         *((case, in_run_with_hooks) for case in available_cases(["gpt2", "llama", "opt", "phi"])),
         *((Case("gpt2", name, False), run) for name in interfaces() for run in (in_context, in_ours)),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @torch.no_grad()
 def test_restoring_everything_gives_the_clean_run_and_nothing_the_corrupted_one(case, run):

@@ -17,6 +17,7 @@ import tl_edit
 from tl_edit import Edit, Evaluation, LowRank, ROMEConfig, SecondMoments
 from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
+from tl_edit.trace import ROLES
 
 
 def recall(model, world: tuple[Fact, ...], held_out: bool) -> tuple[float, float, int]:
@@ -40,21 +41,18 @@ def recall(model, world: tuple[Fact, ...], held_out: bool) -> tuple[float, float
 
 
 def average_trace(model, sample: list[Fact]) -> None:
-    """Mean indirect effects at the last subject token and at the last token."""
-    effects, totals = [], []
-    for fact in sample:
-        trace = tl_edit.causal_trace(model, fact.trained_templates[0].format(fact.subject), fact.subject)
-        totals.append(trace.total_effect)
-        last = trace.subject_span[1] - 1
-        effects.append(trace.indirect_effect[:, :, [last, -1]])
-    mean = torch.stack(effects).mean(0)
-    print(f"\nCausal trace, mean of {len(sample)} facts: total effect {sum(totals) / len(totals):.3f}\n")
-    print("| layer | " + " | ".join(f"{k} {p}" for k in trace.kinds for p in ("subject last", "last")) + " |")
-    print("|---|" + "---|" * (2 * len(trace.kinds)))
-    for layer in range(mean.shape[1]):
-        cells = [f"{mean[k, layer, p]:.3f}" for k in range(len(trace.kinds)) for p in (0, 1)]
-        print(f"| {layer} | " + " | ".join(cells) + " |")
-    print(f"(window {trace.window} for mlp_out and attn_out)")
+    """Mean indirect effects by the role of the token."""
+    known = [(fact.trained_templates[0].format(fact.subject), fact.subject, fact.object) for fact in sample]
+    start = time.process_time()
+    average = tl_edit.trace_facts(model, known, progress=False)
+    print(f"\n{average}; {time.process_time() - start:.0f} CPU s; window {average.window} for mlp_out and attn_out\n")
+    print("| kind | role | n | " + " | ".join(f"layer {layer}" for layer in average.layers) + " |")
+    print("|---|---|---|" + "---|" * len(average.layers))
+    for k, kind in enumerate(average.kinds):
+        for r, role in enumerate(ROLES):
+            half = average.confidence()[k, r]
+            cells = [f"{effect:.3f} ± {half[i]:.3f}" for i, effect in enumerate(average.of(kind, role))]
+            print(f"| {kind} | {role} | {average.count[r]} | " + " | ".join(cells) + " |")
 
 
 def random_direction(edit: Edit, seed: int) -> Edit:
@@ -101,6 +99,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=100, help="facts to edit")
+    parser.add_argument("--traced", type=int, default=100, help="facts to trace")
     parser.add_argument("--dev", action="store_true", help="use development facts (for choosing settings)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--layers", type=int, nargs="*", default=None)
@@ -120,7 +119,7 @@ def main() -> None:
             kind = "held-out" if held_out else "trained"
             print(f"recall on {kind} templates: {accuracy:.4f} (p {probability:.4f}, {n} prompts)")
     if "trace" not in args.skip:
-        average_trace(model, random.Random(args.seed).sample(list(pool), 64))
+        average_trace(model, random.Random(args.seed).sample(list(pool), args.traced))
     moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
     records = sample_records(pool, world, args.n, seed=args.seed)
     config = ROMEConfig.for_model(model)
