@@ -68,8 +68,9 @@ class Past:
         return 0 if self.keys is None else self.keys.shape[self.dim]
 
     def _join(self, past: Tensor, new: Tensor) -> Tensor:
-        repeated = past.expand(self.rows // len(past), *past.shape).flatten(0, 1)
-        return torch.cat([repeated, new], dim=self.dim)
+        times = self.rows // len(past)
+        parts = [past.expand(times, *past.shape), new.unflatten(0, (times, len(past)))]
+        return torch.cat(parts, dim=self.dim + 1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
