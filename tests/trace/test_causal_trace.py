@@ -1,7 +1,11 @@
 """Causal tracing against the oracle: every architecture, engine, kind, window, corruption and measure."""
 
 import functools
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,6 +232,26 @@ def test_the_default_answer_is_the_prediction_and_another_is_traced_with_a_warni
     log_probs = model(model.to_tokens(PROMPT))[0, -1]
     token = model.to_tokens(" Rome", prepend_bos=False)[0, 0]
     assert rome.rank == 1 + int((log_probs > log_probs[token]).sum())
+
+
+def test_the_warning_points_at_the_line_that_asked(tmp_path):
+    """In a process of its own: the test run's shape checks add frames."""
+    script = tmp_path / "asks.py"
+    script.write_text(
+        "import tiny_models, tl_edit\n"
+        "model = tiny_models.build('gpt2')\n"
+        f"tl_edit.causal_trace(model, {PROMPT!r}, {SUBJECT!r}, answer='Rome', n_samples=1)\n",
+        "utf-8",
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{script}:3: UserWarning: causal_trace: the model does not predict 'Rome'" in run.stderr
 
 
 # --- invariants ----------------------------------------------------------------------------------------

@@ -142,6 +142,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         show.extra("matplotlib.pyplot", "plot")
 
 
+@pytest.mark.filterwarnings("ignore:.*does not predict")
 def test_the_difference_that_an_edit_makes(trace):
     model = tiny_models.build("gpt2")
     base = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=3)

@@ -69,7 +69,7 @@ class Past:
 
     def _join(self, past: Tensor, new: Tensor) -> Tensor:
         times = self.rows // len(past)
-        parts = [past.expand(times, *past.shape), new.unflatten(0, (times, len(past)))]
+        parts = [past.expand(times, *past.shape), new.view(times, len(past), *new.shape[1:])]
         return torch.cat(parts, dim=self.dim + 1).flatten(0, 1)
 
 

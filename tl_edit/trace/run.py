@@ -139,7 +139,7 @@ def causal_trace(
         warnings.warn(
             f"{OPERATION}: the model does not predict {answer!r} after {prompt!r}; it ranks {rank}, and the model says "
             f"{said!r}. Traced all the same.",
-            stacklevel=2,
+            stacklevel=3,  # no_grad's wrapper is one
         )
     branches: dict[tuple[Kind, int], Branch] = {
         (kind, layer): Branch.around(kind, layer, window, depth) for kind in kinds for layer in listed
