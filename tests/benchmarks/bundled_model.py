@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="use development facts (for choosing settings)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--layers", type=int, nargs="*", default=None)
-    parser.add_argument("--skip", nargs="*", default=[], help="what to leave out: recall, trace, controls")
+    parts = ("recall", "trace", "edits", "controls")
+    parser.add_argument("--skip", nargs="*", default=[], choices=parts, help="what to leave out")
     for name in ("v_lr", "clamp_norm_factor", "v_weight_decay", "kl_factor", "stop_loss"):
         parser.add_argument(f"--{name}", type=float)
     for name in ("v_num_grad_steps", "n_prefixes"):
@@ -120,6 +121,8 @@ def main() -> None:
             print(f"recall on {kind} templates: {accuracy:.4f} (p {probability:.4f}, {n} prompts)")
     if "trace" not in args.skip:
         average_trace(model, random.Random(args.seed).sample(list(pool), args.traced))
+    if "edits" in args.skip:
+        return
     moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
     records = sample_records(pool, world, args.n, seed=args.seed)
     config = ROMEConfig.for_model(model)
