@@ -8,6 +8,7 @@ import pytest
 DEMOS = Path(__file__).parent.parent / "demos"
 
 
+@pytest.mark.filterwarnings("ignore:.*does not predict")
 @pytest.mark.parametrize("path", sorted(DEMOS.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_cell_runs(path):
     cells = json.loads(path.read_text("utf-8"))["cells"]

@@ -3,12 +3,16 @@
 import re
 from pathlib import Path
 
+import pytest
+
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_python_blocks_run():
+@pytest.mark.filterwarnings("ignore:.*does not predict")
+def test_the_python_blocks_run(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
-    assert len(blocks) >= 2
+    assert len(blocks) >= 3
+    monkeypatch.chdir(tmp_path)
     namespace: dict = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)

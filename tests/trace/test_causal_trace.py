@@ -23,6 +23,10 @@ STD = 0.4
 shared = functools.cache(tiny_models.build)
 each_case = pytest.mark.parametrize("case", tiny_models.available_cases(), ids=str)
 
+needs_hooked = pytest.mark.skipif(
+    tiny_models.HOOKED_TRANSFORMER not in tiny_models.interfaces(), reason="TransformerLens has no HookedTransformer"
+)
+
 FLOAT32_STEPS = ("llama", "gemma2", "qwen2", "qwen3", "opt", "gptj", "gpt_neo", "phi")
 """Families whose Hugging Face code has steps in float32 whatever the dtype."""
 
@@ -420,6 +424,30 @@ def test_the_models_own_blocks_give_the_same(case, resumes, monkeypatch):
     own = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, window=2)
     assert own.engine == "blocks (the model's own blocks)"
     close(own.restored, best.restored, relative)
+
+
+@needs_hooked
+def test_a_module_of_your_own_is_called_as_it_is():
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, resid):
+            return 2 * self.inner(resid)
+
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    before = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, window=1)
+    assert before.engine == "blocks (packed weights)"
+    model.blocks[1].mlp = Doubled(model.blocks[1].mlp)
+    model.setup()
+    fast, plain = (
+        causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, window=1, engine=engine)
+        for engine in ("auto", "plain")
+    )
+    assert fast.engine == "blocks (the model's own blocks)"
+    close(fast.restored, plain.restored, 1e-10)
+    assert not torch.allclose(fast.restored, before.restored, rtol=1e-3)
 
 
 # --- bad input -----------------------------------------------------------------------------------------

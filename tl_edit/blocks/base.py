@@ -1,7 +1,7 @@
 """What both ways of calling blocks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -180,6 +180,21 @@ class Blocks(ABC):
         if not off <= limit:
             raise CannotCallBlocksError(f"its blocks, called alone, are off by {off:.1e} nats")
         self.resumes = self.resumes and _difference(self.unembed(part), logits) <= limit
+
+
+def logits_of(model: Any, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a HookedTransformer; its own way copies ``W_U`` at every call."""
+    rows = torch.addmm(model.unembed.b_U, normed.flatten(0, 1), model.unembed.W_U)
+    return soft_cap(rows.view(*normed.shape[:2], -1), model.cfg.output_logits_soft_cap)
+
+
+def replaced_module(model: Model) -> str | None:
+    """A module that is not TransformerLens' or torch's own, or computes something else; None where there is none."""
+    for name, module in cast(Iterable[tuple[str, nn.Module]], cast(nn.Module, model).named_modules()):
+        package = type(module).__module__.split(".")[0]
+        if package not in ("transformer_lens", "torch") or "forward" in vars(module):
+            return name
+    return None
 
 
 def soft_cap(logits: Tensor, cap: float | None) -> Tensor:

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_edit import host
-from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch, soft_cap
+from tl_edit.blocks.base import (
+    Block,
+    Blocks,
+    CannotCallBlocksError,
+    OrdinaryPass,
+    Past,
+    Touch,
+    logits_of,
+    replaced_module,
+)
 from tl_edit.host import Model
 
 Function = Callable[[Tensor], Tensor]
@@ -51,6 +60,9 @@ class PackedBlocks(Blocks):
         super().__init__(model, ordinary)
         if host.interface(model) != "HookedTransformer":
             raise CannotCallBlocksError("not a HookedTransformer")
+        stranger = replaced_module(model)
+        if stranger is not None:
+            raise CannotCallBlocksError(f"{stranger} is not TransformerLens' own")
         cfg = model.cfg
         unusual = [name for name in _UNUSUAL if getattr(cfg, name, None)]
         if cfg.positional_embedding_type not in ("standard", "rotary"):
@@ -72,8 +84,7 @@ class PackedBlocks(Blocks):
         """See `Blocks.unembed`."""
         model: Any = self.model
         normed = resid if model.cfg.normalization_type is None else _norm(model.ln_final)(resid)
-        logits = torch.addmm(model.unembed.b_U, normed.flatten(0, 1), model.unembed.W_U)
-        return soft_cap(logits.view(*resid.shape[:2], -1), model.cfg.output_logits_soft_cap)
+        return logits_of(model, normed)
 
 
 class _PackedBlock:

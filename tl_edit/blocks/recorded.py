@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, host
-from tl_edit.blocks.base import Block, Blocks, Call, OrdinaryPass, Past, Touch, soft_cap
+from tl_edit.blocks.base import Block, Blocks, Call, OrdinaryPass, Past, Touch, logits_of, replaced_module, soft_cap
 from tl_edit.host import HookFn, Model
 
 
@@ -52,6 +52,7 @@ class RecordedBlocks(Blocks):
     def __init__(self, model: Model, ordinary: OrdinaryPass) -> None:
         super().__init__(model, ordinary)
         self._hooked_transformer = host.interface(model) == "HookedTransformer"
+        self._replaced = replaced_module(model) is not None
         self.dim = 1 if self._hooked_transformer else 2
         # Bridges make it anew each time.
         self._points = model.hook_dict
@@ -87,5 +88,7 @@ class RecordedBlocks(Blocks):
         """See `Blocks.unembed`."""
         model: Any = self.model
         if self._hooked_transformer:
-            return model(resid, start_at_layer=host.n_layers(self.model), return_type="logits")
+            if self._replaced:
+                return model(resid, start_at_layer=host.n_layers(self.model), return_type="logits")
+            return logits_of(model, resid if model.cfg.normalization_type is None else model.ln_final(resid))
         return soft_cap(model.unembed(model.ln_final(resid)), getattr(model.cfg, "output_logits_soft_cap", None))

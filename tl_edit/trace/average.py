@@ -2,7 +2,8 @@
 
 Pooling is the published program's: each restored token is one observation, so that facts with long subjects weigh
 more in "middle subject", and a token that has two roles counts in both (the only token of a subject is its first and
-its last). Effects are means of restored values minus the mean of the corrupted ones.
+its last). Effects are means of restored values minus the mean of the corrupted ones over all facts; so a role that some
+facts lack, or have several times, can be off 0 where restoring does nothing, by as much as those facts differ.
 """
 
 import hashlib

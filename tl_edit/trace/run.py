@@ -107,7 +107,8 @@ def causal_trace(
         keep_samples: Whether to keep the value of every noise draw.
         prepend_bos: Whether the prompt begins with a BOS; None for the model's own default.
         engine: "auto", or "plain" for whole runs only.
-        max_rows: Bound of memory: positions of the residual stream held at a time. The result does not depend on it.
+        max_rows: Bound of memory: positions of the residual stream held at a time, beside what all runs share (about
+            six states for each layer, position and sample). The result does not depend on it.
         progress: Whether to show a progress bar.
 
     Raises:
