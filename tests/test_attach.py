@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 from tiny_models import Case, available_cases, build, interfaces
+from torch import nn
 
 from tl_edit import attach, host
 from tl_edit.attach import attached
@@ -222,3 +223,28 @@ def test_a_hook_whose_variables_have_no_value_yet_counts_as_the_users():
     handle.remove()
     later = None
     assert found == "blocks.0"
+
+
+class Sparse(nn.Module):
+    """Like a sparse autoencoder's."""
+
+    def forward(self, act, hook=None):
+        return act
+
+
+@functools.wraps(torch.clamp)
+def disguised(act, hook):
+    return act
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [Sparse(), Sparse().forward, disguised, functools.partial(disguised), Counter()],
+    ids=["module", "method", "wraps", "partial", "object"],
+)
+@each_interface
+def test_permanent_hooks_of_every_make_are_found(interface, hook):
+    model = build("gpt2", interface)
+    assert attach.foreign_hook(model) is None
+    model.hook_dict[RESID].add_hook(hook, is_permanent=True)
+    assert attach.foreign_hook(model) is not None

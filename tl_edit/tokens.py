@@ -53,6 +53,11 @@ def resolve_bos(model: Model, prepend_bos: bool | None) -> bool:
     Raises:
         ValueError: If the model has no tokenizer, or a BOS is asked for and its tokenizer has none.
     """
+    if prepend_bos is not None and type(prepend_bos) is not bool:
+        raise ValueError(
+            f"tokenising for {host.model_name(model)}: prepend_bos is {prepend_bos!r}; expected True, False, or None "
+            "for the model's own default."
+        )
     if model.tokenizer is None:
         raise ValueError(
             f"tokenising for {host.model_name(model)}: the model has no tokenizer; expected one to turn strings "

@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # and no threads before the forks
 os.environ["TQDM_DISABLE"] = "1"
 
 import argparse
+import functools
 import multiprocessing
 import random
 import resource
@@ -33,7 +34,7 @@ import torch
 import transformers
 
 from tl_edit import causal_trace
-from tl_edit.blocks import Blocks, blocks_of
+from tl_edit.blocks import blocks_of
 from tl_edit.hooks import capture, corrupt_subject, restore
 from tl_edit.host import installed_version
 from tl_edit.trace import KINDS, CausalTrace, Kind
@@ -58,7 +59,7 @@ class Case:
     kinds: tuple[Kind, ...]
     start: int = 2
     path: str = "auto"
-    """"auto", "own" (the model's own blocks), "whole" (the same, on whole sequences) or "plain"."""
+    """"auto", "own" (the model's own blocks) or "plain"."""
     interface: str = HOOKED
     step: int = 1
     """Between restored layers; plain runs take long, and each takes the same."""
@@ -66,13 +67,12 @@ class Case:
     def __str__(self) -> str:
         parts = ["all three kinds" if self.kinds == KINDS else self.kinds[0], f"subject at {self.start}"]
         parts += [f"window {WINDOW}"] * (self.kinds != RESID) + [f"each {self.step}rd layer"] * (self.step > 1)
-        parts += ["whole sequences"] * (self.path == "whole")
         return ", ".join(parts + [self.interface] * (self.interface == BRIDGE))
 
 
 CASES = [
     *(Case(RESID), Case(RESID, start=6), Case(MLP), Case(ATTN), Case(KINDS)),
-    *(Case(kinds, path=path) for path in ("own", "whole") for kinds in (RESID, MLP, ATTN)),
+    *(Case(kinds, path="own") for kinds in (RESID, MLP, ATTN)),
     Case(RESID, path="plain", step=3),
     *(Case(kinds, interface=BRIDGE) for kinds in (RESID, MLP)),
 ]
@@ -114,15 +114,10 @@ class Bench:
         self.noise, self.clean = corrupt_subject((case.start, case.start + 3), noise_std=NOISE, seed=SEED), {}
 
     def ours(self) -> CausalTrace:
-        def own_blocks(*args: Any) -> Blocks:
-            blocks = blocks_of(*args, packed=False)
-            blocks.resumes = blocks.resumes and self.case.path == "own"
-            return blocks
-
         prompt, path = PROMPTS[self.case.start], self.case.path
         given = {"kinds": self.case.kinds, "layers": self.layers, "engine": "plain" if path == "plain" else "auto"}
         given |= {"window": WINDOW, "noise_std": NOISE, "n_samples": SAMPLES, "seed": SEED, "prepend_bos": False}
-        with mock.patch.object(trace_run, "blocks_of", own_blocks if path in ("own", "whole") else blocks_of):
+        with mock.patch.object(trace_run, "blocks_of", functools.partial(blocks_of, packed=path != "own")):
             return causal_trace(self.model, prompt, SUBJECT, **given)
 
     def run_clean(self) -> None:
@@ -162,7 +157,7 @@ class Bench:
         if path == "plain":
             rows = SAMPLES * LENGTH * (1 + len(branches) * (LENGTH - start))
             return rows * (24 * WIDTH**2 * self.depth + 2 * WIDTH * VOCABULARY) / 1e9
-        lengths = [LENGTH - (0 if path == "whole" else pos) for pos in range(start, LENGTH)]
+        lengths = [LENGTH - pos for pos in range(start, LENGTH)]
         blocks = (1.0 + SAMPLES) * LENGTH * self.depth  # the clean and the corrupted runs
         for stem in {(branch.kind, branch.first) for branch in branches}:
             ends = [branch.end for branch in branches if (branch.kind, branch.first) == stem]

@@ -1,14 +1,13 @@
 """Averages over facts: pooled as published, resumable, with what is unknown left out and counted."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from tl_edit import KnownFact, average_traces, causal_trace, trace_facts
-from tl_edit.factworld import Fact
+from tl_edit import KnownFact, Noise, average_traces, causal_trace, host, trace_facts
+from tl_edit.factworld import Fact, load_fact_model
 from tl_edit.trace import ROLES
 
 
@@ -97,18 +96,87 @@ def test_a_run_that_was_stopped_goes_on_with_equal_results(fact_model, known, av
 def test_a_folder_of_another_run_is_refused(fact_model, known, tmp_path):
     folder = tmp_path / "run"
     trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=folder)
-    with pytest.raises(ValueError, match="holds another run, with other settings; expected the same"):
-        trace_facts(fact_model, known[:1], n_samples=2, progress=False, folder=folder)
-    with pytest.raises(ValueError, match="with other facts"):
-        trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=folder)
-    manifest = json.loads((folder / "traces.json").read_text("utf-8"))
-    (folder / "traces.json").write_text(json.dumps(manifest | {"weights": "others"}), "utf-8")
-    with pytest.raises(ValueError, match="with other weights"):
-        trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=folder)
+
+    def again(facts=known[:1], **settings):
+        return trace_facts(fact_model, facts, progress=False, folder=folder, **({"n_samples": 1} | settings))
+
+    with pytest.raises(ValueError, match=r"holds another run: n_samples 1 \(now 2\); expected the same"):
+        again(n_samples=2)
+    with pytest.raises(ValueError, match="another run: facts "):
+        again(known[:2])
+    with pytest.raises(ValueError, match=r"another run: noise multiple 3.0 \(now 3.0000001\)"):
+        again(noise=3.0000001)
+    with pytest.raises(ValueError, match=r"another run: seed 1 \(now 2\)"):
+        again(seed=2)
+    again(noise=3.0, max_rows=100, engine="plain")  # the same run, however it is computed
+    with (
+        fact_model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda act, hook: act * 0)]),
+        pytest.raises(ValueError, match=r"a hook is attached at .*; expected none with folder="),
+    ):
+        again()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it", "utf-8")
     with pytest.raises(ValueError, match="holds other files; expected a new one"):
         trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path / "mine")
+
+
+def test_one_changed_weight_is_another_model(known, tmp_path):
+    model = load_fact_model()
+    trace_facts(model, known[:1], n_samples=1, progress=False, folder=tmp_path)
+    host.write_w_out(model, 0, host.w_out(model, 0) + torch.eye(896, 192))
+    with pytest.raises(ValueError, match="another run: weights "):
+        trace_facts(model, known[:1], n_samples=1, progress=False, folder=tmp_path)
+    model = load_fact_model()
+    model.cfg.output_logits_soft_cap = 2.0
+    with pytest.raises(ValueError, match="another run: configuration "):
+        trace_facts(model, known[:1], n_samples=1, progress=False, folder=tmp_path)
+
+
+def test_noise_of_the_same_kind_and_another_fit_is_another_run(fact_model, known, tmp_path):
+    one, two = (Noise.multivariate(fact_model, texts) for texts in (["Paris is a city."], ["Opera and rock music."]))
+    trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path, noise=one)
+    with pytest.raises(ValueError, match="another run: noise mean .* noise root"):
+        trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path, noise=two)
+
+
+def test_what_is_refused_leaves_no_folder(fact_model, known, tmp_path):
+    for settings in ({"noise": -1.0}, {"window": 0}, {"measure": "kl", "kinds": ()}):
+        with pytest.raises(ValueError, match="causal_trace"):
+            trace_facts(fact_model, known[:1], progress=False, folder=tmp_path / "run", **settings)
+    wrong = (known[0].prompt, "Atlantis")
+    with pytest.raises(ValueError, match="fact 1, "):
+        trace_facts(fact_model, [known[0], wrong], progress=False, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "\xff"])
+def test_a_damaged_folder_is_refused(fact_model, known, tmp_path, damage):
+    trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=tmp_path)
+    manifest = tmp_path / "traces.json"
+    kept = manifest.read_bytes()
+    manifest.write_bytes(damage.encode("latin-1"))
+    with pytest.raises(ValueError, match="traces.json is damaged; expected the manifest"):
+        trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=tmp_path)
+    manifest.write_bytes(kept)
+    (tmp_path / "00000.safetensors").write_bytes((tmp_path / "00001.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="is a trace of .*; expected .*; remove the file"):
+        trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        trace_facts(fact_model, known[:2], n_samples=1, progress=False, folder=manifest)
+
+
+def test_the_paired_effect_is_within_each_fact(fact_model, known):
+    """A role that one fact lacks: restoring above the last layer does nothing, and nothing is what it shows."""
+    facts = [known[0], ("Paris is located in", "Paris")]
+    average = trace_facts(fact_model, facts, n_samples=2, progress=False)
+    traces = [causal_trace(fact_model, *fact[:2], n_samples=2) for fact in facts]
+    middle = ROLES.index("middle subject tokens")
+    assert average.count[middle] > 0
+    assert average.paired_effect[:, middle, -1].abs().max() < 1e-6
+    assert average.indirect_effect[:, middle, -1].abs().max() > 0.01
+    last = torch.stack([(trace.restored - trace.corrupted)[:, :, trace.subject_last] for trace in traces])
+    assert torch.allclose(average.paired_effect[:, ROLES.index("last subject token")], last.mean(0), atol=1e-9)
+    assert torch.allclose(average.paired_error[:, ROLES.index("last token")] >= 0, torch.tensor(True))
 
 
 def test_a_subject_at_the_end_has_nothing_after_it(fact_model):
@@ -123,6 +191,15 @@ def test_traces_with_other_settings_do_not_mix(fact_model, known):
     one, two = (causal_trace(fact_model, known[0].prompt, known[0].subject, n_samples=n) for n in (1, 2))
     with pytest.raises(ValueError, match="n_samples is 1 in one trace and 2 in another"):
         average_traces([one, two])
+    for changed, message in (({"seed": 2}, "seed is 1"), ({"noise": 2.0}, "corruption is .gaussian noise, 3 x")):
+        other = causal_trace(fact_model, known[0].prompt, known[0].subject, n_samples=1, **changed)
+        with pytest.raises(ValueError, match=message):
+            average_traces([one, other])
+    swapped = [
+        causal_trace(fact_model, f"The {name} is located in", name, counterfactual="The Gazi University is located in")
+        for name in ("British Museum", "Eiffel Tower")
+    ]
+    assert average_traces(swapped).n_facts == 2
     part = causal_trace(fact_model, known[0].prompt, known[0].subject, n_samples=1, positions="last")
     with pytest.raises(ValueError, match="restores some positions only"):
         average_traces([part])

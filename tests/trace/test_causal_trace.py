@@ -16,6 +16,7 @@ from oracles import trace as oracle
 from tl_edit import Noise, applied_edits, causal_trace, embedding_std, host, tokenize_prompt
 from tl_edit.blocks import blocks_of
 from tl_edit.trace import KINDS, window_layers
+from tl_edit.trace.result import same_trace
 
 PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
 COUNTERFACTUAL = "My friend saw the Needle Space in the city of"
@@ -258,6 +259,34 @@ def test_the_warning_points_at_the_line_that_asked(tmp_path):
     assert f"{script}:3: UserWarning: causal_trace: the model does not predict 'Rome'" in run.stderr
 
 
+def test_the_rank_of_an_answer_of_several_tokens_is_that_of_its_least_likely_one():
+    model = shared("gpt2")
+    first = model.tokenizer.decode([int(model(model.to_tokens(PROMPT))[0, -1].argmax())])
+    with pytest.warns(UserWarning, match=r"it ranks \d+"):
+        trace = causal_trace(model, PROMPT, SUBJECT, answer=first.strip() + " Angela Merkel", n_samples=1)
+    assert trace.rank > 1
+
+
+def test_a_subject_that_is_a_part_of_a_word_is_noticed():
+    model = shared("gpt2")
+    with pytest.warns(UserWarning, match=r"'is' stands in 'Paris is in' first as a part of 'Paris'; the tokens"):
+        causal_trace(model, "Paris is in", "is", n_samples=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        causal_trace(model, "(Paris) is in", "Paris", n_samples=1)
+
+
+def test_numbers_of_numpy_and_torch_are_as_good_as_pythons():
+    model = shared("gpt2")
+    numbers = {"layers": np.arange(2), "positions": torch.tensor([3, 1]), "window": np.int64(1)}
+    trace = causal_trace(model, PROMPT, SUBJECT, n_samples=np.int32(2), seed=torch.tensor(1), noise_std=STD, **numbers)
+    same = causal_trace(
+        model, PROMPT, SUBJECT, n_samples=2, seed=1, layers=[0, 1], positions=[3, 1], window=1, noise_std=STD
+    )
+    assert same_trace(trace, same)
+    assert [type(number) for number in (*trace.layers, *trace.positions, trace.window)] == [int] * 5
+
+
 # --- invariants ----------------------------------------------------------------------------------------
 
 
@@ -409,16 +438,11 @@ def test_a_model_whose_blocks_cannot_be_called_alone_is_traced_plainly(monkeypat
 
 
 @pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2", "gpt_neox", "llama")), ids=str)
-@pytest.mark.parametrize("resumes", [True, False])
-def test_the_models_own_blocks_give_the_same(case, resumes, monkeypatch):
+def test_the_models_own_blocks_give_the_same(case, monkeypatch):
     dtype, relative = precision(case)
     model = shared(case, dtype=dtype)
 
-    def unpacked(*arguments):
-        blocks = blocks_of(*arguments, packed=False)
-        blocks.resumes = blocks.resumes and resumes
-        return blocks
-
+    unpacked = functools.partial(blocks_of, packed=False)
     best = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, window=2)
     monkeypatch.setattr("tl_edit.trace.run.blocks_of", unpacked)
     own = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, window=2)
@@ -450,6 +474,76 @@ def test_a_module_of_your_own_is_called_as_it_is():
     assert not torch.allclose(fast.restored, before.restored, rtol=1e-3)
 
 
+def mixing(module, how):
+    """Patch ``module`` so that ``how`` comes after it."""
+    inner = module.forward
+    module.forward = lambda *args, **kwargs: how(inner(*args, **kwargs))
+
+
+def mlp_of(model):
+    mlp = model.blocks[1].mlp
+    return mlp.original_component if host.interface(model) == tiny_models.TRANSFORMER_BRIDGE else mlp
+
+
+PATCHES = {
+    "a causal sum over positions": lambda model: mixing(mlp_of(model), lambda out: out + out.cumsum(1)),
+    "a mean over positions": lambda model: mixing(mlp_of(model), lambda out: out + out.mean(1, keepdim=True)),
+    "a bound for large outputs": lambda model: mixing(mlp_of(model), lambda out: out.clamp(-0.2, 0.2)),
+    "attention to what follows": lambda model: setattr(model.cfg, "attention_dir", "bidirectional"),
+}
+
+
+@pytest.mark.parametrize("prepend_bos", [True, False])
+@pytest.mark.parametrize("patch", PATCHES)
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2",)), ids=str)
+def test_a_patched_model_is_traced_as_it_is(case, patch, prepend_bos):
+    """Where a block does something of its own, the fast engine does the same, or leaves it to plain runs."""
+    model = tiny_models.build(case)
+    prompt = PROMPT if prepend_bos else PROMPT.removeprefix("My friend saw the ")
+    before = causal_trace(model, prompt, SUBJECT, noise_std=STD, n_samples=3, window=1, prepend_bos=prepend_bos)
+    assert (before.subject_span[0] > 0) is prepend_bos
+    PATCHES[patch](model)
+    found, plain = (
+        causal_trace(
+            model, prompt, SUBJECT, noise_std=STD, n_samples=3, window=1, prepend_bos=prepend_bos, engine=engine
+        )
+        for engine in ("auto", "plain")
+    )
+    assert "packed" not in found.engine
+    close(found.restored, plain.restored, 1e-5)
+    bridge = case.interface == tiny_models.TRANSFORMER_BRIDGE
+    if not (bridge and patch == "attention to what follows"):
+        assert not torch.allclose(plain.restored, before.restored, rtol=1e-3)
+
+
+@needs_hooked
+def test_an_activation_function_of_your_own_is_called_as_it_is():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    own = model.blocks[1].mlp.act_fn
+
+    def gelu_new(pre):
+        return own(pre).clamp(max=0.1)
+
+    model.blocks[1].mlp.act_fn = gelu_new
+    fast, plain = (
+        causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, engine=engine) for engine in ("auto", "plain")
+    )
+    assert fast.engine == "blocks (the model's own blocks)"
+    close(fast.restored, plain.restored, 1e-10)
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(("attn_only",)), ids=str)
+def test_a_model_without_mlps_has_no_mlp_outputs(case):
+    model = tiny_models.build(case)
+    trace = causal_trace(model, PROMPT, SUBJECT, kinds=("resid_post", "attn_out"), noise_std=STD, n_samples=2)
+    bridge = case.interface == tiny_models.TRANSFORMER_BRIDGE
+    assert ("does not use the cache" if bridge else "blocks (the model's own blocks)") in trace.engine
+    wanted = expected(model, "resid_post", [0], trace.subject_last, samples=2).mean()
+    assert float(trace.restored_prob[0, 0, trace.subject_last]) == pytest.approx(float(wanted), rel=1e-4)
+    with pytest.raises(ValueError, match=r"has no mlp_out.*pass kinds=\('resid_post', 'attn_out'\)"):
+        causal_trace(model, PROMPT, SUBJECT)
+
+
 # --- bad input -----------------------------------------------------------------------------------------
 
 
@@ -459,16 +553,18 @@ def test_a_module_of_your_own_is_called_as_it_is():
         ({"subject": "Big Ben"}, "does not occur in"),
         ({"subject": PROMPT}, "is the whole prompt; expected a relation after it"),
         ({"n_samples": 0}, "n_samples is 0; expected an integer, 1 or more"),
-        ({"noise": -1.0}, "multiple is -1.0; expected 0 or more"),
-        ({"noise": float("nan")}, "multiple is nan"),
-        ({"window": 0}, "window is 0; expected an integer, 1 to 3 layers"),
+        ({"noise": -1.0}, "noise is -1.0; expected a multiple of"),
+        ({"noise": float("nan")}, "noise is nan"),
+        ({"noise_std": -0.1}, "noise_std is -0.1; expected a number, 0 or more"),
+        ({"window": 0}, "window is 0; expected an integer, 1 or more"),
+        ({"subject": " Space Needle"}, "begins or ends with white space"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"kinds": ()}, "expected some of resid_post"),
-        ({"layers": [3]}, r"layers \[3\]; expected different ones from 0 to 2"),
-        ({"layers": []}, "expected different ones"),
-        ({"layers": [1, 1]}, "expected different ones"),
-        ({"positions": [99]}, r"positions \[99\]; expected different ones from 0 to"),
-        ({"positions": []}, "expected different ones"),
+        ({"layers": [3]}, r"layers \[3\]; expected different whole numbers from 0 to 2"),
+        ({"layers": []}, "expected different whole numbers"),
+        ({"layers": [1, 1]}, "expected different whole numbers"),
+        ({"positions": [99]}, r"positions \[99\]; expected one of all, .* different whole numbers from 0 to"),
+        ({"positions": []}, "different whole numbers"),
         ({"measure": "logit_diff"}, "needs a second answer"),
         ({"other_answer": "Rome"}, "needs a second answer"),
         ({"measure": "logit_diff", "answer": "Rome", "other_answer": "Rome"}, "are the same token"),

@@ -89,7 +89,7 @@ def test_embedding_std_leaves_the_bos_out():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Noise.gaussian(-1.0), "multiple is -1.0; expected 0 or more"),
+        (lambda: Noise.gaussian(-1.0), "multiple is -1.0; expected a number, 0 or more"),
         (lambda: Noise.gaussian(std=math.inf), "std is inf"),
         (lambda: Noise.uniform(-0.1), "bound is -0.1"),
         (lambda: Noise(distribution="multivariate"), "measure them with Noise.multivariate"),
@@ -97,8 +97,8 @@ def test_embedding_std_leaves_the_bos_out():
             lambda: Noise(distribution="student_t", mean=torch.zeros(2), root=torch.eye(2), degrees=2),
             "2 degrees of freedom have no variance; expected 3 or more",
         ),
-        (lambda: embedding_std(tiny_models.build("gpt2"), []), "expected several subjects"),
-        (lambda: embedding_std(tiny_models.build("gpt2"), "Rome"), "expected several subjects"),
+        (lambda: embedding_std(tiny_models.build("gpt2"), []), r"found \[\]; expected a list of strings"),
+        (lambda: embedding_std(tiny_models.build("gpt2"), [""]), "at least one of them not empty"),
         (lambda: Noise.multivariate(tiny_models.build("gpt2"), ["a"]), "fewer than 2 tokens"),
     ],
 )

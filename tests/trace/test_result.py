@@ -155,3 +155,7 @@ def test_the_difference_that_an_edit_makes(trace):
     other = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=2)
     with pytest.raises(ValueError, match="n_samples is 3 in the base and 2 in the edited trace"):
         trace_difference(base, other)
+    for changed, message in (({"noise": 1.0}, "corruption is .gaussian noise, 3 x"), ({"seed": 2}, "seed is 1 in")):
+        other = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=3, **changed)
+        with pytest.raises(ValueError, match=message):
+            trace_difference(base, other)

@@ -9,14 +9,20 @@ one, and compared with the ordinary pass. Where they differ, or a block cannot b
 that must see whole passes, `blocks_of` says why.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
 from tl_edit import attach
-from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch
+from tl_edit.blocks.base import TOLERANCE, Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch
 from tl_edit.blocks.packed import PackedBlocks
 from tl_edit.blocks.recorded import RecordedBlocks
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
 
-__all__ = ["Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of"]
+__all__ = ["TOLERANCE", "Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of"]
+
+Made = TypeVar("Made")
 
 
 def blocks_of(model: Model, batch: TokenBatch, check_from: int, *, packed: bool = True) -> Blocks:
@@ -34,19 +40,25 @@ def blocks_of(model: Model, batch: TokenBatch, check_from: int, *, packed: bool 
     stranger = attach.foreign_hook(model)
     if stranger:
         raise CannotCallBlocksError(f"a hook is attached at {stranger}")
-    try:
-        ordinary = OrdinaryPass.of(model, batch)
-        if packed:
-            try:
-                blocks: Blocks = PackedBlocks(model, ordinary)
-                blocks.check(check_from)
-                return blocks
-            except CannotCallBlocksError:
-                pass
-        blocks = RecordedBlocks(model, ordinary)
+    if getattr(model.cfg, "attention_dir", "causal") != "causal":
+        raise CannotCallBlocksError("its attention is not causal")
+    ordinary = _or_why_not(lambda: OrdinaryPass.of(model, batch))
+
+    def checked(blocks: Blocks) -> Blocks:
         blocks.check(check_from)
         return blocks
+
+    if packed:
+        with suppress(CannotCallBlocksError):
+            return _or_why_not(lambda: checked(PackedBlocks(model, ordinary)))
+    return _or_why_not(lambda: checked(RecordedBlocks(model, ordinary)))
+
+
+def _or_why_not(make: Callable[[], Made]) -> Made:
+    """What ``make`` gives; whatever an unknown architecture raises becomes the reason."""
+    try:
+        return make()
     except CannotCallBlocksError:
         raise
-    except Exception as error:  # whatever an unknown architecture does
+    except Exception as error:
         raise CannotCallBlocksError(f"its blocks cannot be called alone ({type(error).__name__}: {error})") from error

@@ -46,6 +46,17 @@ class Past:
     """What the block added."""
 
     @property
+    def added(self) -> tuple[Tensor, Tensor]:
+        """What the block added.
+
+        Raises:
+            CannotCallBlocksError: If it did not use this cache.
+        """
+        if self.new is None:
+            raise CannotCallBlocksError("a block does not use the cache that it is given")
+        return self.new
+
+    @property
     def past_keys(self) -> Tensor:
         """What TransformerLens asks for the number of positions before."""
         size = [1, 1, 1, 1]
@@ -142,8 +153,6 @@ class Blocks(ABC):
     def __init__(self, model: Model, ordinary: OrdinaryPass) -> None:
         self.model, self.ordinary = model, ordinary
         self.length = ordinary.resid.shape[1]
-        self.resumes = True
-        """Whether a block can be called from a later position on; otherwise only from position 0."""
 
     @abstractmethod
     def layer(self, layer: int, touch: Touch | None = None) -> AbstractContextManager[Block]:
@@ -161,25 +170,24 @@ class Blocks(ABC):
         return Past(keys, values, self.dim, rows)
 
     def check(self, start: int) -> None:
-        """Compare with the ordinary pass: from position 0, and from ``start`` on, which decides `resumes`.
+        """Compare with the ordinary pass: from position 0, and from ``start`` on (from 1, where that is 0).
 
         Raises:
-            CannotCallBlocksError: If the blocks compute something else than the model.
+            CannotCallBlocksError: If the blocks compute something else than the model, or cannot go on from a cache.
         """
         resid, logits = self.ordinary.resid, self.ordinary.logits
+        start = max(1, start)
         full, part = resid, resid[:, start:]
         for layer in range(host.n_layers(self.model)):
             past = self.past(1)
             with self.layer(layer) as block:
                 full = block(full, past)
-                self.resumes = self.resumes and past.new is not None
-                if self.resumes:
-                    part = block(part, self.past(1, past.new, start))
+                part = block(part, self.past(1, past.added, start))
         limit = TOLERANCE.get(resid.dtype, 0.05)
-        off = _difference(self.unembed(full), logits)
-        if not off <= limit:
-            raise CannotCallBlocksError(f"its blocks, called alone, are off by {off:.1e} nats")
-        self.resumes = self.resumes and _difference(self.unembed(part), logits) <= limit
+        for found, what in ((full, "alone"), (part, f"from position {start} on")):
+            off = _difference(self.unembed(found), logits)
+            if not off <= limit:
+                raise CannotCallBlocksError(f"its blocks, called {what}, are off by {off:.1e} nats")
 
 
 def logits_of(model: Any, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
@@ -189,11 +197,13 @@ def logits_of(model: Any, normed: Float[Tensor, "batch pos d_model"]) -> Float[T
 
 
 def replaced_module(model: Model) -> str | None:
-    """A module that is not TransformerLens' or torch's own, or computes something else; None where there is none."""
+    """A module or activation function that is not TransformerLens' or torch's own; None where there is none."""
     for name, module in cast(Iterable[tuple[str, nn.Module]], cast(nn.Module, model).named_modules()):
-        package = type(module).__module__.split(".")[0]
-        if package not in ("transformer_lens", "torch") or "forward" in vars(module):
-            return name
+        act = getattr(module, "act_fn", None)
+        makers = [type(module).__module__, *([] if act is None else [str(getattr(act, "__module__", None))])]
+        foreign = any(maker.split(".")[0] not in ("transformer_lens", "torch") for maker in makers)
+        if foreign or "forward" in vars(module):
+            return name or "the model's class"
     return None
 
 

@@ -79,8 +79,10 @@ class RecordedBlocks(Blocks):
 
             return touched
 
-        kinds = () if touch is None else ("attn_out", "mlp_out")
-        hooks = [(f"blocks.{layer}.hook_{kind}", hook(kind, touch)) for kind in kinds if touch is not None]
+        names = {kind: f"blocks.{layer}.hook_{kind}" for kind in ("attn_out", "mlp_out")}
+        hooks = [
+            (name, hook(kind, touch)) for kind, name in names.items() if touch is not None and name in self._points
+        ]
         with attach.attached(self.model, hooks, self._points):
             yield call
 

@@ -6,25 +6,26 @@ its last). Effects are means of restored values minus the mean of the corrupted 
 facts lack, or have several times, can be off 0 where restoring does nothing, by as much as those facts differ.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_edit import forward, host, show, tokens
+from tl_edit import forward, show, tokens
 from tl_edit.host import Model
+from tl_edit.trace.folder import KnownFact, TraceFolder
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
-from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace
-from tl_edit.trace.run import Engine, causal_trace
+from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings
+from tl_edit.trace.run import causal_trace
+from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts
 
 ROLES = (
     "first subject token",
@@ -34,16 +35,6 @@ ROLES = (
     "further tokens",
     "last token",
 )
-MANIFEST = "traces.json"
-
-
-class KnownFact(NamedTuple):
-    """A prompt, its subject, and the answer that the model must know for the fact to count."""
-
-    prompt: str
-    subject: str
-    answer: str | None = None
-    """None takes whatever the model says."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -70,6 +61,11 @@ class AverageTrace:
     measure: str
     window: int
     settings: dict[str, Any]
+    paired_effect: Float[Tensor, "kind role layer"]
+    """Mean over observations of the restored value minus the corrupted one of the same fact: 0 wherever restoring
+    changes nothing, and equal to ``indirect_effect`` for roles that every fact has once."""
+    paired_error: Float[Tensor, "kind role layer"]
+    """Standard error of ``paired_effect``, over observations."""
 
     @property
     def total_effect(self) -> float:
@@ -78,7 +74,7 @@ class AverageTrace:
 
     @property
     def indirect_effect(self) -> Float[Tensor, "kind role layer"]:
-        """Mean restored values minus the mean corrupted value."""
+        """Mean restored values minus the mean corrupted value of all facts, as published; compare ``paired_effect``."""
         return self.restored - self.corrupted
 
     def of(self, kind: Kind, role: str) -> Float[Tensor, " layer"]:
@@ -115,6 +111,8 @@ class AverageTrace:
                 "restored": float(self.restored[k, r, i]),
                 "indirect_effect": float(effect[k, r, i]),
                 "standard_error": float(self.standard_error[k, r, i]),
+                "paired_effect": float(self.paired_effect[k, r, i]),
+                "paired_error": float(self.paired_error[k, r, i]),
                 "draws_error": float(self.draws_error[k, r, i]),
             }
             for k, kind in enumerate(self.kinds)
@@ -130,7 +128,8 @@ class AverageTrace:
             rows=[f"{role} (n = {n})" for role, n in zip(ROLES, self.count, strict=True)],
             columns=[str(layer) for layer in self.layers],
             heading=repr(self),
-            unit=f"mean indirect effect ({self.measure}), by layer; window {self.window} for MLP and attention",
+            unit=f"mean indirect effect ({self.measure}) against the mean corrupted value of all facts, by layer; "
+            f"window {self.window} for MLP and attention",
         )
 
     def plot(self, ax: Any = None) -> Any:
@@ -164,6 +163,10 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
     Raises:
         ValueError: If there are none, or they differ in their settings or do not restore all positions.
     """
+    if not isinstance(cast(object, traces), list | tuple) or any(type(trace) is not CausalTrace for trace in traces):
+        raise ValueError(
+            f"average_traces: found {reprlib.repr(traces)}; expected a list of CausalTrace, as causal_trace gives them."
+        )
     if not traces:
         raise ValueError(
             f"average_traces: no traces ({len(skipped)} facts skipped as unknown); expected at least one; use facts "
@@ -171,18 +174,23 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
         )
     first = traces[0]
     for trace in traces:
-        for name in ("kinds", "layers", "measure", "window", "severed", "n_samples"):
-            if getattr(trace, name) != getattr(first, name):
-                raise ValueError(
-                    f"average_traces: {name} is {getattr(first, name)!r} in one trace and {getattr(trace, name)!r} in "
-                    "another; expected the same settings; trace again."
-                )
+        different = different_settings(first, trace)
+        if different is not None:
+            name, one, other = different
+            raise ValueError(
+                f"average_traces: {name} is {one!r} in one trace and {other!r} in another; expected the same settings "
+                "and the same model; trace again."
+            )
         if trace.positions != tuple(range(len(trace.str_tokens))):
             raise ValueError(
                 f"average_traces: {trace!r} restores some positions only; expected all of them (positions='all')."
             )
     observations = [
         torch.cat([trace.restored[:, :, _roles(trace)[r]] for trace in traces], dim=-1) for r in range(len(ROLES))
+    ]
+    paired = [
+        torch.cat([(trace.restored - trace.corrupted)[:, :, _roles(trace)[r]] for trace in traces], dim=-1)
+        for r in range(len(ROLES))
     ]
     totals = torch.tensor([trace.total_effect for trace in traces], dtype=torch.float64)
     return AverageTrace(
@@ -199,6 +207,8 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
         skipped=tuple(skipped),
         measure=first.measure,
         window=first.window,
+        paired_effect=torch.stack([each.mean(-1) for each in paired], dim=1),
+        paired_error=torch.stack([_error(each) for each in paired], dim=1),
         settings={"severed": first.severed, "n_samples": first.n_samples, "corruption": first.corruption},
     )
 
@@ -275,29 +285,32 @@ def trace_facts(
     Raises:
         ValueError: For no facts, a folder of another run, or what `causal_trace` refuses.
     """
-    operation = "trace_facts"
-    listed = [_checked_fact(fact) for fact in facts]
-    if not listed:
-        raise ValueError(f"{operation}: no facts; expected (prompt, subject, answer) tuples; pass at least one.")
+    settings = Settings.checked(
+        model,
+        kinds=kinds,
+        layers=layers,
+        window=window,
+        noise=noise,
+        noise_std=noise_std,
+        n_samples=n_samples,
+        seed=seed,
+        measure=measure,
+        severed=severed,
+        engine=engine,
+        max_rows=max_rows,
+    )
+    if measure == "logit_diff":
+        raise ValueError(
+            "trace_facts: a logit difference needs a second answer for each fact; expected another measure; call "
+            "causal_trace with other_answer for each fact, and average_traces."
+        )
     bos = tokens.resolve_bos(model, prepend_bos)
-    settings: dict[str, Any] = {
-        "kinds": tuple(kinds),
-        "layers": layers if layers is None else tuple(layers),
-        "window": window,
-        "noise": noise,
-        "noise_std": noise_std,
-        "n_samples": n_samples,
-        "seed": seed,
-        "measure": measure,
-        "severed": severed,
-        "engine": engine,
-        "max_rows": max_rows,
-    }
-    kept = None if folder is None else _Folder(Path(folder), model, listed, settings | {"prepend_bos": bos})
+    listed = _checked_facts(model, facts, bos)
+    kept = None if folder is None else TraceFolder(Path(folder), model, listed, settings, bos)
     traces: list[CausalTrace] = []
     skipped: list[str] = []
     for i, fact in enumerate(tqdm(listed, desc="tracing facts", disable=not progress)):
-        known = kept.find(i) if kept is not None else None
+        known = kept.find(i, fact) if kept is not None else None
         if known is None:
             known = _trace(model, fact, bos, settings)
             if kept is not None:
@@ -309,89 +322,41 @@ def trace_facts(
     return average_traces(traces, skipped=skipped)
 
 
-def _trace(model: Model, fact: KnownFact, bos: bool, settings: dict[str, Any]) -> CausalTrace | str:
+def _trace(model: Model, fact: KnownFact, bos: bool, settings: Settings) -> CausalTrace | str:
     """The trace; or what the model says instead."""
     row = tokens.pad(model, [tokens.encode(model, fact.prompt, prepend_bos=bos)])
     said: str = model.tokenizer.decode([int(forward.last_log_probs(model, row)[0].argmax())])
     if fact.answer is not None and said.strip() != fact.answer.strip():
         return said
-    return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **settings)
+    given = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **given)
 
 
-def _checked_fact(fact: object) -> KnownFact:
-    parts = list(cast(Sequence[object], fact)) if isinstance(fact, tuple | list) else []
-    texts = [part for part in parts[:2] if isinstance(part, str)]
-    if len(texts) < 2 or len(parts) > 3 or not isinstance(parts[-1], str | None):
+def _checked_facts(model: Model, facts: object, bos: bool) -> list[KnownFact]:
+    """The facts, all of them looked at before the first is traced."""
+    example = "('The Eiffel Tower is in the city of', 'Eiffel Tower', 'Paris')"
+    given = list(cast(Iterable[object], facts)) if isinstance(facts, Iterable) and not isinstance(facts, str) else []
+    if not given:
         raise ValueError(
-            f"trace_facts: a fact is {fact!r}; expected (prompt, subject, answer), e.g. ('The Eiffel Tower is in the "
-            "city of', 'Eiffel Tower', 'Paris')."
+            f"trace_facts: no facts; expected (prompt, subject, answer) tuples, e.g. [{example}]; found {facts!r}."
         )
-    return KnownFact(texts[0], texts[1], cast(str | None, parts[2]) if len(parts) == 3 else None)
-
-
-class _Folder:
-    """Traces kept on disk: one file each, and a manifest that says which run they belong to."""
-
-    def __init__(self, path: Path, model: Model, facts: Sequence[KnownFact], settings: dict[str, Any]) -> None:
-        self.path = path
-        made_on = host.provenance(model, prepend_bos=settings["prepend_bos"])
-        run = {
-            "model": made_on.model_name,
-            "dtype": made_on.dtype,
-            "weights": _weights_hash(model),
-            "facts": hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest(),
-            "settings": {name: repr(value) for name, value in sorted(settings.items())},
-        }
-        path.mkdir(parents=True, exist_ok=True)
-        manifest = path / MANIFEST
-        if not manifest.exists():
-            if any(path.iterdir()):
-                raise ValueError(
-                    f"trace_facts: the folder {path} holds other files; expected a new one, or one of the same run; "
-                    "choose another folder."
-                )
-            _write(manifest, json.dumps(run, indent=1))
-            return
-        before: dict[str, Any] = json.loads(manifest.read_text("utf-8"))
-        different = [name for name in run if before.get(name) != run[name]]
-        if different:
-            raise ValueError(
-                f"trace_facts: the folder {path} holds another run, with other {', '.join(different)}; expected the "
-                "same model, facts and settings; choose another folder."
-            )
-
-    def find(self, i: int) -> CausalTrace | str | None:
-        """What is kept of fact ``i``."""
-        trace, skipped = self._files(i)
-        if skipped.exists():
-            return skipped.read_text("utf-8")
-        return CausalTrace.load(trace) if trace.exists() else None
-
-    def keep(self, i: int, found: CausalTrace | str) -> None:
-        """Keep what was found of fact ``i``; a file is there whole or not at all."""
-        trace, skipped = self._files(i)
-        if isinstance(found, str):
-            _write(skipped, found)
-        else:
-            half = trace.with_suffix(".part")
-            found.save(half)
-            half.replace(trace)
-
-    def _files(self, i: int) -> Iterator[Path]:
-        yield self.path / f"{i:05d}.safetensors"
-        yield self.path / f"{i:05d}.unknown.txt"
-
-
-def _write(path: Path, text: str) -> None:
-    half = path.with_suffix(".part")
-    half.write_text(text, "utf-8")
-    half.replace(path)
-
-
-def _weights_hash(model: Model) -> str:
-    """A hash over a thousandth of the weights, which no edit leaves as they are: an edited model is another model."""
-    digest = hashlib.blake2b(digest_size=16)
-    for weight in cast(nn.Module, model).parameters():
-        some = weight.detach().flatten()[::997].cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8)
-        digest.update(some.numpy().tobytes())
-    return digest.hexdigest()
+    listed: list[KnownFact] = []
+    for i, fact in enumerate(given):
+        parts = list(cast(Sequence[object], fact)) if isinstance(fact, tuple | list) else []
+        texts = [part for part in parts if isinstance(part, str)]
+        if (
+            len(parts) not in (2, 3)
+            or len(texts) < 2
+            or parts[: len(texts)] != texts
+            or {*parts[len(texts) :]} - {None}
+        ):
+            raise ValueError(f"trace_facts: fact {i} is {fact!r}; expected (prompt, subject, answer), e.g. {example}.")
+        known = KnownFact(texts[0], texts[1], texts[2] if len(texts) == 3 else None)
+        try:
+            check_texts(known.prompt, known.subject)
+            asked = tokens.tokenize_prompt(model, known.prompt, known.subject, prepend_bos=bos)
+            check_subject(asked, known.subject, bos)
+        except ValueError as error:
+            raise ValueError(f"trace_facts: fact {i}, {tuple(known)}: {error}") from None
+        listed.append(known)
+    return listed

@@ -5,9 +5,10 @@ float64, shaped [sample, subject token, d_model], the same for every restored st
 """
 
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -51,12 +52,16 @@ class Noise:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        if self.distribution not in get_args(Distribution):
+            raise ValueError(
+                f"Noise: distribution {self.distribution!r}; expected one of {', '.join(get_args(Distribution))}; "
+                "write Noise.gaussian(3.0)."
+            )
         numbers = {"multiple": self.multiple, "std": 0.0 if self.std is None else self.std, "bound": self.bound}
         for name, value in numbers.items():
-            if isinstance(cast(object, value), str | bool) or not 0 <= value < math.inf:
-                raise ValueError(
-                    f"Noise: {name} is {value!r}; expected 0 or more; the paper's noise is 3 times the std."
-                )
+            number = isinstance(cast(object, value), int | float | np.number) and value is not True
+            if not number or not 0 <= value < math.inf:
+                raise ValueError(f"Noise: {name} is {value!r}; expected a number, 0 or more; the paper's noise is 3.0.")
         if self.distribution in ("multivariate", "student_t") and (self.mean is None or self.root is None):
             raise ValueError(
                 f"Noise: {self.distribution} noise without mean and root; expected both; measure them with "
@@ -99,6 +104,11 @@ class Noise:
         if self.distribution == "uniform":
             gaussian_draws((0,), seed=seed)  # refuses a seed that numpy cannot take
             return torch.from_numpy(np.random.RandomState(seed).uniform(-self.bound, self.bound, shape))
+        if self.root is not None and tuple(self.root.shape) != (shape[-1], shape[-1]):
+            raise ValueError(
+                f"Noise: a covariance of {list(self.root.shape)} for embeddings of width {shape[-1]}; expected "
+                "one that was measured on this model; call Noise.multivariate(model, texts) with it."
+            )
         normal = gaussian_draws(shape, seed=seed)
         if self.mean is None or self.root is None:
             return self.scale(own_std) * normal
@@ -127,12 +137,16 @@ class Noise:
 
         return corrupt
 
+    def _rms(self) -> float:
+        """Root of the mean variance of an entry, which tells one fit from another."""
+        return 0.0 if self.root is None else float(self.root.double().square().sum(1).mean().sqrt())
+
     def __repr__(self) -> str:
         parts = {
-            "gaussian": f"std {self.std:g}" if self.std is not None else f"{self.multiple:g} x the subject's own std",
-            "uniform": f"within ± {self.bound:g}",
-            "multivariate": "with the embeddings' covariance",
-            "student_t": f"with the embeddings' covariance, {self.degrees} degrees of freedom",
+            "gaussian": f"std {self.std:.6g}" if self.std is not None else f"{self.multiple:g} x the subject's own std",
+            "uniform": f"within ± {self.bound:.6g}",
+            "multivariate": f"with the covariance of texts (rms {self._rms():.6g})",
+            "student_t": f"with the covariance of texts (rms {self._rms():.6g}), {self.degrees} degrees of freedom",
         }
         instead = " in place of the embeddings" if self.replace else ""
         return f"{self.distribution} noise, {parts[self.distribution]}{instead}"
@@ -144,26 +158,31 @@ def embedding_std(model: Model, subjects: Sequence[str]) -> float:
     The paper's noise is ``noise_std=3 * embedding_std(model, subjects)`` over the subjects of its facts.
 
     Raises:
-        ValueError: If there are none, or one has no tokens.
+        ValueError: If there are none.
     """
-    if isinstance(subjects, str) or not subjects:
-        raise ValueError("embedding_std: expected several subjects; found one string or none; pass a list of names.")
     return float(_embeddings(model, subjects, "embedding_std").std())
 
 
 def _fit(model: Model, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
     """Mean of the embeddings of ``texts``, and a root of their covariance."""
-    embeddings = _embeddings(model, [texts] if isinstance(texts, str) else list(texts), "Noise.multivariate")
+    embeddings = _embeddings(model, texts, "Noise.multivariate")
     if len(embeddings) < 2:
         raise ValueError("Noise.multivariate: texts hold fewer than 2 tokens; expected a sample of ordinary text.")
     values, vectors = cast(tuple[Tensor, Tensor], torch.linalg.eigh(torch.cov(embeddings.T)))
     return embeddings.mean(0), vectors * values.clamp(min=0).sqrt()
 
 
-def _embeddings(model: Model, texts: Sequence[str], operation: str) -> Float[Tensor, "token d_model"]:
-    """Embeddings of every token of ``texts``, in float64."""
+def _embeddings(model: Model, texts: Iterable[str], operation: str) -> Float[Tensor, "token d_model"]:
+    """Embeddings of every token of ``texts``, in float64; empty ones have none."""
     host.check_ready(model, operation)
-    rows = [tokens.encode(model, text, prepend_bos=False) for text in texts]
+    wrong = isinstance(texts, str) or not isinstance(cast(object, texts), Iterable)
+    listed: list[object] = [] if wrong else list(texts)
+    strings = [text for text in listed if isinstance(text, str)]
+    rows = [tokens.encode(model, text, prepend_bos=False) for text in strings if text]
+    if len(strings) < len(listed) or not rows:
+        raise ValueError(
+            f"{operation}: found {reprlib.repr(texts)}; expected a list of strings, at least one of them not empty."
+        )
     found: list[Tensor] = []
     for start in range(0, len(rows), 64):
         batch = tokens.pad(model, rows[start : start + 64])

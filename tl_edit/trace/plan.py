@@ -102,10 +102,11 @@ class Readout:
                 columns.append((wide[:, 0, target[0]] - wide[:, 0, self.other]).cpu().double())
             else:
                 clean = self.clean_log_probs.to(wide.device, wide.dtype)
-                divergence = torch.nn.functional.kl_div(
+                terms = torch.nn.functional.kl_div(
                     wide[:, 0] - total[:, :1], clean.expand(len(wide), -1), log_target=True, reduction="none"
-                ).sum(-1)
-                columns.append(-divergence.cpu().double())
+                )
+                # Of a token that is ruled out in the clean run nothing is lost.
+                columns.append(-terms.masked_fill(clean.isneginf(), 0.0).sum(-1).cpu().double())
         return torch.stack(columns, dim=-1)
 
 
@@ -120,12 +121,32 @@ class Task:
     readout: Readout
     branches: tuple[Branch, ...]
     positions: tuple[int, ...]
-    """Where states are restored; none before ``corruption.first``."""
+    """Where states are restored."""
     severed: Severed | None
     """States that stay as they are in the corrupted run while a block output is restored."""
     max_rows: int
     """Token positions that are in memory at a time, in units of the residual stream."""
     progress: bool
+
+    @property
+    def reached(self) -> tuple[int, ...]:
+        """Positions that the corruption reaches; before them causal attention leaves nothing to restore."""
+        return tuple(pos for pos in self.positions if pos >= self.corruption.first)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """States of one layer in whole runs; row 0 is the clean run, the others are the corrupted ones."""
+
+    pre: Float[Tensor, "batch pos d_model"]
+    post: Float[Tensor, "batch pos d_model"]
+    past: tuple[Tensor, Tensor]
+    """Keys and values of the corrupted runs."""
+    outs: dict[Kind, Float[Tensor, "batch pos d_model"]]
+
+    def of(self, kind: Kind) -> Float[Tensor, "batch pos d_model"]:
+        """The states of one kind."""
+        return self.post if kind == "resid_post" else self.outs[kind]
 
 
 @dataclass(frozen=True, eq=False)

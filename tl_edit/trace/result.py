@@ -1,6 +1,7 @@
 """`CausalTrace`: what one trace measured, kept apart from how."""
 
 import json
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -56,7 +57,7 @@ class CausalTrace:
     """``corrupted`` of every noise draw, where asked for."""
     restored_samples: Float[Tensor, "kind layer pos sample"] | None
     rank: int
-    """Rank of the answer's first token in the clean run; 1 is the prediction."""
+    """Of the answer in the clean run, the greatest of its tokens'; 1 is what the model says."""
     window: int
     """Layers restored together for ``mlp_out`` and ``attn_out``: [layer - window // 2, layer + ceil(window / 2))."""
     severed: Severed | None
@@ -122,12 +123,21 @@ class CausalTrace:
     # --- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file; no pickle. `load` gives an equal trace back."""
+        """Write to a safetensors file; no pickle. `load` gives an equal trace back.
+
+        Raises:
+            ValueError: If the file cannot be written.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         plain["provenance"] = asdict(self.provenance)
-        save_file(tensors, str(path), metadata={"schema": SCHEMA, "trace": json.dumps(plain)})
+        try:
+            save_file(tensors, str(path), metadata={"schema": SCHEMA, "trace": json.dumps(plain)})
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"CausalTrace.save: {path} cannot be written ({error}); expected a path in a folder that exists."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "CausalTrace":
@@ -145,12 +155,21 @@ class CausalTrace:
             raise ValueError(f"CausalTrace.load: {path} cannot be read ({error}); {expected}") from error
         if metadata.get("schema") != SCHEMA:
             raise ValueError(f"CausalTrace.load: {path} has schema {metadata.get('schema')!r}; {expected}")
-        plain: dict[str, Any] = json.loads(metadata["trace"])
-        provenance = Provenance(**plain.pop("provenance"))
-        lists: dict[str, Any] = {
-            name: tuple(cast(list[Any], value)) for name, value in plain.items() if isinstance(value, list)
-        }
-        return cls(**(plain | lists | tensors), provenance=provenance)
+        try:
+            plain: dict[str, Any] = json.loads(metadata["trace"])
+            provenance = Provenance(**plain.pop("provenance"))
+            lists: dict[str, Any] = {
+                name: tuple(cast(list[Any], value)) for name, value in plain.items() if isinstance(value, list)
+            }
+            trace = cls(**(plain | lists | tensors), provenance=provenance)
+            shape = (len(trace.kinds), len(trace.layers), len(trace.positions))
+            samples = [trace.restored_samples[..., 0]] if trace.restored_samples is not None else []
+            fits = all(tuple(table.shape) == shape for table in (trace.restored, trace.restored_prob, *samples))
+        except Exception as error:  # whatever is wrong with it
+            raise ValueError(f"CausalTrace.load: {path} is damaged ({error}); {expected}") from error
+        if not fits:
+            raise ValueError(f"CausalTrace.load: {path} is damaged (its tables are not {list(shape)}); {expected}")
+        return trace
 
     # --- pictures ----------------------------------------------------------------------------------
 
@@ -263,15 +282,36 @@ def trace_difference(base: CausalTrace, edited: CausalTrace) -> TraceDifference:
     Raises:
         ValueError: If they differ in more than the model's weights, naming what.
     """
-    settings = ("measure", "window", "severed", "n_samples", "kinds", "layers", "positions")
-    for name in ("prompt", "subject", "answer", "other_answer", "str_tokens", *settings):
-        was, now = getattr(base, name), getattr(edited, name)
-        if was != now:
+    for trace in (base, edited):
+        if not isinstance(cast(object, trace), CausalTrace):
             raise ValueError(
-                f"trace_difference: {name} is {was!r} in the base and {now!r} in the edited trace; expected two traces "
-                "that differ in the model alone; trace both with the same arguments, answer= included."
+                f"trace_difference: found {reprlib.repr(trace)}; expected two CausalTrace; pass what causal_trace gave."
             )
+    names = ("prompt", "subject", "answer", "other_answer", "str_tokens", "positions", "corruption")
+    pairs = [(name, getattr(base, name), getattr(edited, name)) for name in names]
+    different = next((pair for pair in pairs if pair[1] != pair[2]), None) or different_settings(base, edited)
+    if different is not None:
+        name, was, now = different
+        raise ValueError(
+            f"trace_difference: {name} is {was!r} in the base and {now!r} in the edited trace; expected two traces "
+            "that differ in the model's weights alone; trace both with the same arguments, answer= included."
+        )
     return TraceDifference(base=base, edited=edited)
+
+
+def different_settings(one: CausalTrace, other: CausalTrace) -> tuple[str, object, object] | None:
+    """What two traces do not have in common that can be the same for all facts: its name, here and there."""
+
+    def shared(trace: CausalTrace) -> dict[str, object]:
+        names = ("kinds", "layers", "measure", "window", "severed", "n_samples")
+        made = trace.provenance
+        from_prompt = trace.corruption.startswith("counterfactual")
+        found: dict[str, object] = {name: getattr(trace, name) for name in names}
+        found["corruption"] = "counterfactual" if from_prompt else trace.corruption
+        return found | {"seed": made.seed, "prepend_bos": made.prepend_bos, "model_name": made.model_name}
+
+    was, now = shared(one), shared(other)
+    return next(((name, was[name], now[name]) for name in was if was[name] != now[name]), None)
 
 
 def same_trace(one: CausalTrace, other: CausalTrace) -> bool:

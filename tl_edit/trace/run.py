@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Int
@@ -16,24 +15,20 @@ from tl_edit.host import Model
 from tl_edit.tokens import Prompt, TokenBatch
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plain import plain
-from tl_edit.trace.plan import (
-    KINDS,
-    MEASURES,
-    Branch,
-    Corruption,
-    Kind,
-    Measure,
-    Readings,
-    Readout,
-    Severed,
-    Task,
-)
+from tl_edit.trace.plan import KINDS, Branch, Corruption, Kind, Measure, Readings, Readout, Severed, Task
 from tl_edit.trace.result import CausalTrace
+from tl_edit.trace.settings import (
+    OPERATION,
+    Engine,
+    Settings,
+    Where,
+    check_finite,
+    check_subject,
+    check_texts,
+    positions_of,
+    word_around,
+)
 from tl_edit.trace.wavefront import wavefront
-
-Where = Literal["all", "subject", "subject_last", "last"]
-Engine = Literal["auto", "plain"]
-OPERATION = "causal_trace"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,35 +110,56 @@ def causal_trace(
         ValueError: If the subject is not in the prompt or is all of it, an argument cannot work, or activations are not
             finite. Model and hooks stay as they are.
     """
-    host.check_ready(model, OPERATION)
-    _check_texts(
-        prompt=prompt, subject=subject, answer=answer, other_answer=other_answer, counterfactual=counterfactual
+    settings = Settings.checked(
+        model,
+        kinds=kinds,
+        layers=layers,
+        window=window,
+        noise=noise,
+        noise_std=noise_std,
+        n_samples=n_samples,
+        seed=seed,
+        measure=measure,
+        severed=severed,
+        engine=engine,
+        max_rows=max_rows,
     )
-    depth = host.n_layers(model)
-    kinds = _checked_kinds(kinds, severed)
-    window = max(1, round(depth / 5)) if window is None else window
-    _check_numbers(depth, window=window, n_samples=n_samples, max_rows=max_rows)
-    _check_choices(measure=measure, engine=engine, other_answer=other_answer)
-    listed = _layers(depth, layers)
+    if (measure == "logit_diff") != (other_answer is not None):
+        raise ValueError(
+            f"{OPERATION}: measure {measure!r} with other_answer {other_answer!r}; a logit difference needs a second "
+            'answer, and nothing else does; pass measure="logit_diff", other_answer="Rome".'
+        )
+    check_texts(prompt, subject, answer=answer, other_answer=other_answer, counterfactual=counterfactual)
     bos = tokens.resolve_bos(model, prepend_bos)
     asked = tokens.tokenize_prompt(model, prompt, subject, prepend_bos=bos)
-    _check_subject(asked, subject, bos)
-    chosen = _positions(asked, positions)
+    check_subject(asked, subject, bos)
+    chosen = positions_of(asked, positions)
+    level = 3  # of the user's line; no_grad's wrapper is one
+    word = word_around(prompt, subject)
+    if word is not None:
+        warnings.warn(
+            f"{OPERATION}: {subject!r} stands in {prompt!r} first as a part of {word!r}; the tokens "
+            f"{list(asked.str_tokens[slice(*asked.subject_span)])} are corrupted.",
+            stacklevel=level,
+        )
 
     question = _ask(model, asked, answer, other_answer, bos)
-    spoiler, noise_level = _corruption(model, question, noise, noise_std, counterfactual, n_samples, seed, bos)
-    blocks, reason = _blocks(model, question, spoiler, engine)
+    spoiler, noise_level = _corruption(model, question, settings, counterfactual, bos)
+    blocks, reason = _blocks(model, question, spoiler, settings.engine)
     logits = forward.logits(model, question.batch) if blocks is None else blocks.ordinary.logits
-    readout, rank = _readout(question, logits, measure)
+    readout, rank = _readout(question, logits, settings.measure)
     if answer is not None and rank > 1:
         said = model.tokenizer.decode([int(readout.clean_log_probs.argmax())])
         warnings.warn(
             f"{OPERATION}: the model does not predict {answer!r} after {prompt!r}; it ranks {rank}, and the model says "
             f"{said!r}. Traced all the same.",
-            stacklevel=3,  # no_grad's wrapper is one
+            stacklevel=level,
         )
+    depth = host.n_layers(model)
     branches: dict[tuple[Kind, int], Branch] = {
-        (kind, layer): Branch.around(kind, layer, window, depth) for kind in kinds for layer in listed
+        (kind, layer): Branch.around(kind, layer, settings.window, depth)
+        for kind in settings.kinds
+        for layer in settings.layers
     }
     task = Task(
         model=model,
@@ -151,17 +167,17 @@ def causal_trace(
         corruption=spoiler,
         readout=readout,
         branches=tuple(dict.fromkeys(branches.values())),
-        positions=tuple(pos for pos in chosen if pos >= spoiler.first),
-        severed=severed,
-        max_rows=max_rows,
+        positions=chosen,
+        severed=settings.severed,
+        max_rows=settings.max_rows,
         progress=progress,
     )
-    readings = plain(task) if blocks is None else wavefront(task, blocks)
+    readings, computed = _measure(task, blocks, reason)
     clean = readout(logits[:, -readout.length :])[0]
-    restored = _table(task, readings, branches, kinds, listed, chosen)
-    _check_finite(clean, readings.corrupted, restored)
+    restored = _table(task, readings, branches, settings)
+    check_finite(the_clean_run=clean, a_corrupted_run=readings.corrupted, a_restored_run=restored)
     corrupted = readings.corrupted.mean(0)
-    value = readout.measures.index(measure)
+    value = readout.measures.index(settings.measure)
     return CausalTrace(
         prompt=prompt,
         subject=subject,
@@ -169,26 +185,26 @@ def causal_trace(
         other_answer=other_answer,
         str_tokens=asked.str_tokens,
         subject_span=asked.subject_span,
-        kinds=tuple(kinds),
-        layers=tuple(listed),
-        positions=tuple(chosen),
+        kinds=settings.kinds,
+        layers=settings.layers,
+        positions=chosen,
         clean_prob=float(clean[0]),
         corrupted_prob=float(corrupted[0]),
         restored_prob=restored[..., 0].mean(-1),
-        measure=measure,
+        measure=settings.measure,
         clean=float(clean[value]),
         corrupted=float(corrupted[value]),
         restored=restored[..., value].mean(-1),
         corrupted_samples=readings.corrupted[:, value].clone() if keep_samples else None,
         restored_samples=restored[..., value].clone() if keep_samples else None,
         rank=rank,
-        window=window,
-        severed=severed,
-        corruption=f"counterfactual {counterfactual!r}" if counterfactual else repr(_as_noise(noise, noise_std)),
+        window=settings.window,
+        severed=settings.severed,
+        corruption=f"counterfactual {counterfactual!r}" if counterfactual else repr(settings.noise),
         noise_std=noise_level,
         n_samples=spoiler.samples,
-        engine=f"blocks ({blocks.description})" if blocks is not None else f"plain hooks ({reason})",
-        provenance=host.provenance(model, prepend_bos=bos, seed=seed),
+        engine=computed,
+        provenance=host.provenance(model, prepend_bos=bos, seed=settings.seed),
     )
 
 
@@ -219,32 +235,24 @@ def _ask(model: Model, asked: Prompt, answer: str | None, other: str | None, bos
 
 
 def _readout(question: _Question, logits: Tensor, measure: Measure) -> tuple[Readout, int]:
-    """What to read, and the rank of the answer's first token in the clean run (1 is the prediction)."""
-    log_probs = torch.log_softmax(at_least_float32(logits[0, len(question.prompt.tokens) - 1]), dim=-1).cpu()
-    if not torch.isfinite(log_probs).all():
-        raise ValueError(_not_finite("the clean run"))
-    target = log_probs.argmax()[None] if question.target is None else question.target
+    """What to read, and the greatest rank of the answer's tokens in the clean run (1 is the prediction)."""
+    # At every position that predicts a token of the answer.
+    log_probs = torch.log_softmax(at_least_float32(logits[0, len(question.prompt.tokens) - 1 :]), dim=-1).cpu()
+    # A token that is ruled out has minus infinity, which is a number.
+    check_finite(the_clean_run=log_probs.clamp(min=-1e30))
+    target = log_probs[0].argmax()[None] if question.target is None else question.target
     if question.other == int(target[0]):
         raise ValueError(f"{OPERATION}: the answer and other_answer are the same token; expected two different ones.")
-    rank = 1 + int((log_probs > log_probs[target[0]]).sum())
+    rank = 1 + int((log_probs > log_probs.gather(-1, target[:, None])).sum(-1).max())
     measures: tuple[Measure, ...] = ("prob",) if measure == "prob" else ("prob", measure)
-    return Readout(target, question.other, log_probs, measures), rank
-
-
-def _as_noise(noise: float | Noise, std: float | None) -> Noise:
-    if isinstance(noise, Noise):
-        return noise
-    return Noise.gaussian(noise, std=std)
+    return Readout(target, question.other, log_probs[0], measures), rank
 
 
 def _corruption(
     model: Model,
     question: _Question,
-    noise: float | Noise,
-    noise_std: float | None,
+    settings: Settings,
     counterfactual: str | None,
-    n_samples: int,
-    seed: int,
     bos: bool,
 ) -> tuple[Corruption, float | None]:
     """The corrupted runs, and the standard deviation of independent Gaussian noise."""
@@ -263,16 +271,13 @@ def _corruption(
             raise ValueError(f"{OPERATION}: the counterfactual is the prompt itself; expected another subject.")
         tokens_row = torch.cat([other, row[length:]])
         return Corruption(tokens.pad(model, [tokens_row]), (), int(differs[0])), None
-    if isinstance(noise, Noise) and noise_std is not None:
-        raise ValueError(f"{OPERATION}: both a Noise and noise_std; expected one; write Noise.gaussian(std=...).")
-    effective = _as_noise(noise, noise_std)
     embedded = forward.activations(model, question.batch, [host.EMBED])[host.EMBED]
     subject = embedded[0, slice(*span)].to("cpu", torch.float64)
     own_std = float(subject.std())
-    draws = effective.draws((n_samples, *subject.shape), seed=seed, own_std=own_std)
-    batch = tokens.pad(model, [row] * n_samples)
-    level = effective.scale(own_std) if effective.distribution == "gaussian" else None
-    return Corruption(batch, ((host.EMBED, effective.hook(span, draws)),), span[0]), level
+    draws = settings.noise.draws((settings.n_samples, *subject.shape), seed=settings.seed, own_std=own_std)
+    batch = tokens.pad(model, [row] * settings.n_samples)
+    level = settings.noise.scale(own_std) if settings.noise.distribution == "gaussian" else None
+    return Corruption(batch, ((host.EMBED, settings.noise.hook(span, draws)),), span[0]), level
 
 
 def _blocks(model: Model, question: _Question, corruption: Corruption, engine: Engine) -> tuple[Blocks | None, str]:
@@ -285,114 +290,27 @@ def _blocks(model: Model, question: _Question, corruption: Corruption, engine: E
         return None, str(error)
 
 
+def _measure(task: Task, blocks: Blocks | None, reason: str) -> tuple[Readings, str]:
+    """What an engine measured, and which: plain where the fast one cannot do it."""
+    if blocks is not None:
+        try:
+            return wavefront(task, blocks), f"blocks ({blocks.description})"
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except CannotCallBlocksError as error:
+            reason = str(error)
+        except Exception as error:  # whatever a module of the user's does when it is called alone
+            reason = f"its blocks cannot be called alone ({type(error).__name__}: {error})"
+    return plain(task), f"plain hooks ({reason})"
+
+
 def _table(
     task: Task,
     readings: Readings,
     branches: dict[tuple[Kind, int], Branch],
-    kinds: Sequence[Kind],
-    layers: Sequence[int],
-    positions: Sequence[int],
+    settings: Settings,
 ) -> Tensor:
-    """Restored values [kind layer pos sample measure]; before the first corrupted position nothing has an effect."""
+    """Restored values [kind layer pos sample measure]."""
     row = {branch: i for i, branch in enumerate(task.branches)}
-    column = {pos: i for i, pos in enumerate(task.positions)}
-    shape = (len(kinds), len(layers), len(positions), *readings.corrupted.shape)
-    table = readings.corrupted.expand(shape).clone()
-    for k, kind in enumerate(kinds):
-        for i, layer in enumerate(layers):
-            for p, pos in enumerate(positions):
-                if pos in column:
-                    table[k, i, p] = readings.restored[row[branches[kind, layer]], column[pos]]
-    return table
-
-
-# --- checks --------------------------------------------------------------------------------------------
-
-
-def _checked_kinds(kinds: Sequence[Kind], severed: Severed | None) -> tuple[Kind, ...]:
-    listed = cast(tuple[Kind, ...], (kinds,) if isinstance(kinds, str) else tuple(kinds))
-    unknown = [kind for kind in listed if kind not in KINDS]
-    if unknown or not listed:
-        raise ValueError(f"{OPERATION}: kinds {list(listed)}; expected some of {', '.join(KINDS)}.")
-    if severed is not None and (severed not in get_args(Severed) or listed != ("resid_post",)):
-        raise ValueError(
-            f"{OPERATION}: severed {severed!r} with kinds {list(listed)}; expected 'mlp_out' or 'attn_out', with "
-            'kinds=("resid_post",).'
-        )
-    return listed
-
-
-def _check_texts(**texts: object) -> None:
-    for name, text in texts.items():
-        if not isinstance(text, str) and (text is not None or name in ("prompt", "subject")):
-            raise ValueError(f"{OPERATION}: {name} is {text!r}; expected a string; pass e.g. request.prompt.")
-
-
-def _check_numbers(depth: int, **numbers: int) -> None:
-    examples = {"window": f"1 to {depth} layers; the paper's is 10 of 48", "n_samples": "1 or more; the paper's is 10"}
-    for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            expected = examples.get(name, "1 or more; the default is 32768")
-            raise ValueError(f"{OPERATION}: {name} is {value!r}; expected an integer, {expected}.")
-
-
-def _check_choices(measure: str, engine: str, other_answer: str | None) -> None:
-    for name, value, allowed in (("measure", measure, MEASURES), ("engine", engine, get_args(Engine))):
-        if value not in allowed:
-            raise ValueError(f"{OPERATION}: {name} is {value!r}; expected one of {', '.join(allowed)}.")
-    if (measure == "logit_diff") != (other_answer is not None):
-        raise ValueError(
-            f"{OPERATION}: measure {measure!r} with other_answer {other_answer!r}; a logit difference needs a second "
-            'answer, and nothing else does; pass measure="logit_diff", other_answer="Rome".'
-        )
-
-
-def _check_subject(asked: Prompt, subject: str, bos: bool) -> None:
-    start, end = asked.subject_span
-    if start <= int(bos) and end == len(asked.tokens):
-        raise ValueError(
-            f"{OPERATION}: the subject {subject!r} is the whole prompt; expected a relation after it, e.g. "
-            f"{subject + ' is in the city of'!r}."
-        )
-
-
-def _layers(depth: int, layers: Sequence[int] | None) -> list[int]:
-    listed = list(range(depth)) if layers is None else list(layers)
-    if not listed or len(set(listed)) < len(listed) or any(type(i) is not int or not 0 <= i < depth for i in listed):
-        raise ValueError(
-            f"{OPERATION}: layers {listed}; expected different ones from 0 to {depth - 1}; negative numbers are not "
-            "accepted; pass e.g. layers=[0, 1]."
-        )
-    return listed
-
-
-def _positions(asked: Prompt, where: Where | Sequence[int]) -> list[int]:
-    length, (start, end) = len(asked.tokens), asked.subject_span
-    named = {"all": range(length), "subject": range(start, end), "subject_last": [end - 1], "last": [length - 1]}
-    if isinstance(where, str):
-        if where not in named:
-            raise ValueError(
-                f"{OPERATION}: positions {where!r}; expected one of {', '.join(named)}, or a list of positions."
-            )
-        return list(named[where])
-    chosen = list(where)
-    outside = [pos for pos in chosen if type(pos) is not int or not 0 <= pos < length]
-    if outside or not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(
-            f"{OPERATION}: positions {chosen}; expected different ones from 0 to {length - 1}, the positions of "
-            f"{list(asked.str_tokens)}."
-        )
-    return chosen
-
-
-def _not_finite(what: str) -> str:
-    return (
-        f"{OPERATION}: {what} gives numbers that are not finite; expected finite activations; load the model in "
-        "float32 or bfloat16 (float16 overflows on some models), or use less noise."
-    )
-
-
-def _check_finite(clean: Tensor, corrupted: Tensor, restored: Tensor) -> None:
-    for what, values in (("the clean run", clean), ("a corrupted run", corrupted), ("a restored run", restored)):
-        if not torch.isfinite(values).all():
-            raise ValueError(_not_finite(what))
+    rows = torch.tensor([[row[branches[kind, layer]] for layer in settings.layers] for kind in settings.kinds])
+    return readings.restored[rows]

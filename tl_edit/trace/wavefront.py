@@ -19,21 +19,12 @@ from tqdm.auto import tqdm
 from tl_edit import forward
 from tl_edit.blocks import Block, Blocks, Past, Touch
 from tl_edit.host import n_layers, resid_pre_name
-from tl_edit.trace.plan import Branch, Kind, Readings, Task, sources
+from tl_edit.trace.plan import Branch, Kind, LayerStates, Readings, Task, sources
+from tl_edit.trace.spot import spot_check
 
 ROWS_PER_CALL = 2048
 """Positions per call of a block; more would only take more memory."""
 LOGIT_ROWS = 256
-
-
-@dataclass(eq=False)
-class _Layer:
-    """What the base pass keeps of one layer; row 0 is the clean run, the others are the corrupted ones."""
-
-    pre: Float[Tensor, "batch pos d_model"]
-    post: Float[Tensor, "batch pos d_model"]
-    past: tuple[Tensor, Tensor] | None
-    outs: dict[Kind, Float[Tensor, "batch pos d_model"]]
 
 
 @dataclass(eq=False)
@@ -51,36 +42,45 @@ class _Stem:
 
 @dataclass(eq=False)
 class _Front:
-    """One restored position, some samples: the state of every stem from position ``start`` on."""
+    """One restored position, some samples: the states of every stem from this position on."""
 
     pos: int
-    start: int
     samples: slice
     """Among the rows of the base pass."""
     states: list[Float[Tensor, "sample pos d_model"]] = field(default_factory=list[Tensor])
 
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.samples.stop - self.samples.start
+
 
 @dataclass(eq=False)
 class _Pins:
-    """States to put back in the running call; the position counts from the end."""
+    """States to put back in the running call, at its first position."""
 
-    pos: int = -1
+    length: int = 0
+    """Positions of the call; the last block may compute fewer, without the first."""
     values: dict[Kind, tuple[Tensor, Tensor]] = field(default_factory=dict[Kind, tuple[Tensor, Tensor]])
     """By kind: which rows, and what."""
 
     def put_back(self, kind: str, out: Tensor) -> Tensor | None:
         """The output with the states put back; None where there is nothing to do."""
         found = self.values.get(cast(Kind, kind))
-        if found is None or -self.pos > out.shape[1]:
+        if found is None or out.shape[1] < self.length:
             return None
         rows, value = found
         new = out.clone()
-        new[rows, self.pos] = value
+        new[rows, 0] = value
         return new
 
 
 def wavefront(task: Task, blocks: Blocks) -> Readings:
-    """Trace ``task`` in one sweep; see the module."""
+    """Trace ``task`` in one sweep; see the module.
+
+    Raises:
+        CannotCallBlocksError: If some of the runs, made as whole passes, come out otherwise.
+    """
     sweep = _Sweep(task, blocks)
     corrupted = sweep.read(sweep.layers[-1].post[1:, -task.readout.length :])
     restored = corrupted.expand(len(task.branches), len(task.positions), *corrupted.shape).clone()
@@ -98,7 +98,9 @@ def wavefront(task: Task, blocks: Blocks) -> Readings:
         for front in fronts:
             front.states.clear()
     bar.close()
-    return Readings(corrupted=corrupted, restored=restored)
+    readings = Readings(corrupted=corrupted, restored=restored)
+    spot_check(task, sweep.layers, readings)
+    return readings
 
 
 class _Sweep:
@@ -110,7 +112,7 @@ class _Sweep:
         self.length = task.batch.tokens.shape[1]
         self.layers = list(self._base_pass())
 
-    def _base_pass(self) -> Iterator[_Layer]:
+    def _base_pass(self) -> Iterator[LayerStates]:
         """The clean and the corrupted runs, block by block."""
         task, blocks, first = self.task, self.blocks, resid_pre_name(0)
         corrupted = forward.activations(task.model, task.corruption.batch, [first], task.corruption.hooks)
@@ -121,17 +123,16 @@ class _Sweep:
             past = blocks.past(len(resid))
             with blocks.layer(layer, _keeper(outs, kinds)) as block:
                 post = block(resid, past)
-            kept = None if past.new is None else (past.new[0][1:], past.new[1][1:])
-            yield _Layer(resid, post, kept, outs)
+            keys, values = past.added
+            yield LayerStates(resid, post, (keys[1:], values[1:]), outs)
             resid = post
 
     def chunks(self) -> Iterator[list[_Front]]:
         """Fronts that are in memory together."""
         chunk: list[_Front] = []
         used = 0
-        for pos in self.task.positions:
-            start = pos if self.blocks.resumes else 0
-            each = len(self.task.branches) * (self.length - start)
+        for pos in self.task.reached:
+            each = len(self.task.branches) * (self.length - pos)
             several = max(1, self.task.max_rows // each)
             for first in range(1, 1 + self.task.corruption.samples, several):
                 stop = min(first + several, 1 + self.task.corruption.samples)
@@ -139,7 +140,7 @@ class _Sweep:
                 if chunk and used + size > self.task.max_rows:
                     yield chunk
                     chunk, used = [], 0
-                chunk.append(_Front(pos, start, slice(first, stop)))
+                chunk.append(_Front(pos, slice(first, stop)))
                 used += size
         if chunk:
             yield chunk
@@ -172,56 +173,50 @@ class _Sweep:
 
     def _advance(self, block: Block, layer: int, front: _Front, stems: Sequence[_Stem]) -> None:
         """Run the stems through one block, some at a time."""
-        samples = front.samples.stop - front.samples.start
-        at_once = max(1, ROWS_PER_CALL // (samples * (self.length - front.start)))
+        at_once = max(1, ROWS_PER_CALL // (front.size * (self.length - front.pos)))
         for first in range(0, len(stems), at_once):
             piece = slice(first, first + at_once)
             resid = torch.cat(front.states[piece])
-            self._pin(layer, front, stems[piece], self.length)
+            self._pin(layer, front, stems[piece], self.length - front.pos)
             last = self.task.readout.length if layer == self.depth - 1 else None
-            front.states[piece] = torch.split(block(resid, self._past(layer, front, len(resid)), last), samples)
+            front.states[piece] = torch.split(block(resid, self._past(layer, front, len(resid)), last), front.size)
 
     def _begin(self, block: Block, layer: int, front: _Front, stems: Sequence[_Stem]) -> list[Tensor]:
         """States after a block whose output, or a part of it, is put back at the front's position."""
-        kept, here = self.layers[layer], front.pos - front.start
-        samples = front.samples.stop - front.samples.start
-        states = [kept.post[front.samples, front.start :].clone() for _ in stems]
+        kept = self.layers[layer]
+        states = [kept.post[front.samples, front.pos :].clone() for _ in stems]
         inner = [i for i, stem in enumerate(stems) if stem.kind != "resid_post"]
         if inner:
             # Only the position itself differs in this block.
-            resid = kept.pre[front.samples, front.start : front.pos + 1].repeat(len(inner), 1, 1)
-            self._pin(layer, front, [stems[i] for i in inner], front.pos + 1)
-            outs = torch.split(block(resid, self._past(layer, front, len(resid)))[:, -1], samples)
+            resid = kept.pre[front.samples, front.pos : front.pos + 1].repeat(len(inner), 1, 1)
+            self._pin(layer, front, [stems[i] for i in inner], 1)
+            outs = torch.split(block(resid, self._past(layer, front, len(resid)))[:, 0], front.size)
             for i, out in zip(inner, outs, strict=True):
-                states[i][:, here] = out
+                states[i][:, 0] = out
         for stem, state in zip(stems, states, strict=True):
             if stem.kind == "resid_post":
-                state[:, here] = kept.post[0, front.pos]
+                state[:, 0] = kept.post[0, front.pos]
         return [state[:, -self.task.readout.length :] for state in states] if layer == self.depth - 1 else states
 
-    def _pin(self, layer: int, front: _Front, stems: Sequence[_Stem], stop: int) -> None:
-        """What the hooks put back in the next call of ``layer``, which ends before position ``stop``."""
-        samples = front.samples.stop - front.samples.start
-        outs = self.layers[layer].outs
-        self.pins.pos, self.pins.values = front.pos - stop, {}
-        for kind, out in outs.items():
+    def _pin(self, layer: int, front: _Front, stems: Sequence[_Stem], length: int) -> None:
+        """What the hooks put back in the next call of ``layer``, of so many positions."""
+        self.pins.length, self.pins.values = length, {}
+        for kind, out in self.layers[layer].outs.items():
             clean = [i for i, stem in enumerate(stems) if stem.kind == kind and stem.pinned(layer)]
             severed = [i for i, stem in enumerate(stems) if stem.kind == "resid_post" and kind == self.task.severed]
             value = out[0, front.pos] if clean else out[front.samples, front.pos].repeat(len(severed), 1)
-            rows = [i * samples + sample for i in clean or severed for sample in range(samples)]
+            rows = [i * front.size + sample for i in clean or severed for sample in range(front.size)]
             if rows:
                 self.pins.values[kind] = (torch.tensor(rows), value)
 
     def _past(self, layer: int, front: _Front, rows: int) -> Past:
         """Keys and values of the corrupted run before the front."""
         kept, samples = self.layers[layer].past, slice(front.samples.start - 1, front.samples.stop - 1)
-        before = None if kept is None else (kept[0][samples], kept[1][samples])
-        return self.blocks.past(rows, before, front.start)
+        return self.blocks.past(rows, (kept[0][samples], kept[1][samples]), front.pos)
 
     def read_front(self, front: _Front) -> Sequence[Float[Tensor, "sample measure"]]:
         """The measures of every stem."""
-        samples = front.samples.stop - front.samples.start
-        return torch.split(self.read(torch.cat(front.states)), samples)
+        return torch.split(self.read(torch.cat(front.states)), front.size)
 
     def read(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch measure"]:
         """The measures after the last block, some rows at a time."""

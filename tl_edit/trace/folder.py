@@ -1,0 +1,157 @@
+"""Traces of many facts kept in a folder, so that a run that was stopped goes on with equal results."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from tl_edit import attach, host
+from tl_edit.host import Model
+from tl_edit.trace.result import CausalTrace
+from tl_edit.trace.settings import Settings
+
+MANIFEST = "traces.json"
+OPERATION = "trace_facts"
+
+
+class KnownFact(NamedTuple):
+    """A prompt, its subject, and the answer that the model must know for the fact to count."""
+
+    prompt: str
+    subject: str
+    answer: str | None = None
+    """None takes whatever the model says."""
+
+
+class TraceFolder:
+    """One file for each fact, and a manifest that says which run they belong to.
+
+    Raises:
+        ValueError: For a folder of another run or with other files, and for a model with hooks of the user's, as what
+            they do cannot be told apart.
+    """
+
+    def __init__(self, path: Path, model: Model, facts: Sequence[KnownFact], settings: Settings, bos: bool) -> None:
+        """Nothing is written before the first fact is kept."""
+        self.path = path
+        stranger = attach.foreign_hook(model)
+        if stranger:
+            raise ValueError(
+                f"{OPERATION}: a hook is attached at {stranger}; expected none with folder=, since a folder cannot "
+                "tell what a hook does and might go on with other results; take it off, or trace without a folder."
+            )
+        made_on = host.provenance(model, prepend_bos=bos)
+        self.run = {
+            "model": made_on.model_name,
+            "dtype": made_on.dtype,
+            "weights": _weights_hash(model),
+            "configuration": _hash([json.dumps(_plain(model.cfg), sort_keys=True).encode()]),
+            "facts": _hash([json.dumps(facts).encode()]),
+            **settings.identity(),
+            "prepend_bos": repr(bos),
+        }
+        try:
+            self._check()
+        except OSError as error:
+            raise ValueError(
+                f"{OPERATION}: the folder {path} cannot be read ({error}); expected a folder, or a path where one can "
+                "be made."
+            ) from error
+
+    def _check(self) -> None:
+        manifest = self.path / MANIFEST
+        if not self.path.exists():
+            return
+        if not manifest.exists():
+            if any(file.suffix != ".part" for file in self.path.iterdir()):
+                raise ValueError(
+                    f"{OPERATION}: the folder {self.path} holds other files; expected a new one, or one of the same "
+                    "run; choose another folder."
+                )
+            return
+        try:
+            before: object = json.loads(manifest.read_text("utf-8"))
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise ValueError(
+                f"{OPERATION}: {manifest} is damaged; expected the manifest that {OPERATION} wrote; choose another "
+                "folder, or restore the file."
+            )
+        was = cast(dict[str, str], before)
+        different = [name for name in {**self.run, **was} if was.get(name) != self.run.get(name)]
+        if different:
+            changes = ", ".join(f"{name} {was.get(name)} (now {self.run.get(name)})" for name in different)
+            raise ValueError(
+                f"{OPERATION}: the folder {self.path} holds another run: {changes}; expected the same model, facts and "
+                "settings; choose another folder."
+            )
+
+    def find(self, i: int, fact: KnownFact) -> CausalTrace | str | None:
+        """What is kept of fact ``i``.
+
+        Raises:
+            ValueError: If the file is damaged, or of another fact.
+        """
+        trace, skipped = self._files(i)
+        if skipped.exists():
+            return skipped.read_text("utf-8")
+        if not trace.exists():
+            return None
+        found = CausalTrace.load(trace)
+        if (found.prompt, found.subject) != (fact.prompt, fact.subject):
+            raise ValueError(
+                f"{OPERATION}: {trace} is a trace of {found.prompt!r}; expected {fact.prompt!r}; remove the file."
+            )
+        return found
+
+    def keep(self, i: int, found: CausalTrace | str) -> None:
+        """Keep what was found of fact ``i``; a file is there whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / MANIFEST).exists():
+            _write(self.path / MANIFEST, json.dumps(self.run, indent=1))
+        trace, skipped = self._files(i)
+        if isinstance(found, str):
+            _write(skipped, found)
+        else:
+            half = trace.with_suffix(".part")
+            found.save(half)
+            half.replace(trace)
+
+    def _files(self, i: int) -> tuple[Path, Path]:
+        return self.path / f"{i:05d}.safetensors", self.path / f"{i:05d}.unknown.txt"
+
+
+def _write(path: Path, text: str) -> None:
+    half = path.with_suffix(".part")
+    half.write_text(text, "utf-8")
+    half.replace(path)
+
+
+def _hash(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _weights_hash(model: Model) -> str:
+    """A hash over all parameters and buffers, which takes about a second for a billion bytes."""
+    module = cast(nn.Module, model)
+    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
+
+    def raw(tensor: Tensor) -> memoryview:
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        return cast(Any, flat.view(torch.uint8).numpy()).data
+
+    return _hash(raw(tensor) for tensor in tensors if tensor.numel())
+
+
+def _plain(config: object) -> dict[str, str]:
+    """What a configuration says in numbers and words; its objects may differ from process to process."""
+    kinds = (str, int, float, bool, list, tuple, torch.dtype, type(None))
+    return {name: repr(cast(object, value)) for name, value in vars(config).items() if isinstance(value, kinds)}
