@@ -16,7 +16,6 @@ from oracles import trace as oracle
 from tl_edit import Noise, applied_edits, causal_trace, embedding_std, host, tokenize_prompt
 from tl_edit.blocks import blocks_of
 from tl_edit.trace import KINDS, window_layers
-from tl_edit.trace.result import same_trace
 
 PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
 COUNTERFACTUAL = "My friend saw the Needle Space in the city of"
@@ -239,6 +238,12 @@ def test_the_default_answer_is_the_prediction_and_another_is_traced_with_a_warni
     assert rome.rank == 1 + int((log_probs > log_probs[token]).sum())
 
 
+def run_alone(*arguments):
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True)
+
+
 def test_the_warning_points_at_the_line_that_asked(tmp_path):
     """In a process of its own: the test run's shape checks add frames."""
     script = tmp_path / "asks.py"
@@ -248,15 +253,8 @@ def test_the_warning_points_at_the_line_that_asked(tmp_path):
         f"tl_edit.causal_trace(model, {PROMPT!r}, {SUBJECT!r}, answer='Rome', n_samples=1)\n",
         "utf-8",
     )
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"{script}:3: UserWarning: causal_trace: the model does not predict 'Rome'" in run.stderr
+    said = run_alone(str(script)).stderr
+    assert f"{script}:3: UserWarning: causal_trace: the model does not predict 'Rome'" in said
 
 
 def test_the_rank_of_an_answer_of_several_tokens_is_that_of_its_least_likely_one():
@@ -277,14 +275,20 @@ def test_a_subject_that_is_a_part_of_a_word_is_noticed():
 
 
 def test_numbers_of_numpy_and_torch_are_as_good_as_pythons():
-    model = shared("gpt2")
-    numbers = {"layers": np.arange(2), "positions": torch.tensor([3, 1]), "window": np.int64(1)}
-    trace = causal_trace(model, PROMPT, SUBJECT, n_samples=np.int32(2), seed=torch.tensor(1), noise_std=STD, **numbers)
-    same = causal_trace(
-        model, PROMPT, SUBJECT, n_samples=2, seed=1, layers=[0, 1], positions=[3, 1], window=1, noise_std=STD
-    )
-    assert same_trace(trace, same)
-    assert [type(number) for number in (*trace.layers, *trace.positions, trace.window)] == [int] * 5
+    """In a process of its own: the test run's type checks take Python's only."""
+    code = f"""
+import numpy as np, tiny_models, torch
+from tl_edit import causal_trace
+from tl_edit.trace.result import same_trace
+model, given = tiny_models.build("gpt2"), ({PROMPT!r}, {SUBJECT!r})
+numbers = dict(layers=np.arange(2), positions=torch.tensor([3, 1]), window=np.int64(1), n_samples=np.int32(2))
+trace = causal_trace(model, *given, seed=torch.tensor(2), noise_std=np.float32(0.5), **numbers)
+same = causal_trace(
+    model, *given, seed=2, noise_std=0.5, layers=[0, 1], positions=[3, 1], window=1, n_samples=2
+)
+print(same_trace(trace, same), *(type(number).__name__ for number in (*trace.layers, *trace.positions, trace.window)))
+"""
+    assert run_alone("-c", code).stdout.split() == ["True", *["int"] * 5]
 
 
 # --- invariants ----------------------------------------------------------------------------------------
