@@ -84,7 +84,8 @@ def activations(
     if missing:
         raise ValueError(
             f"reading activations: {sorted(missing)} did not fire in the forward pass; expected hook points that "
-            "this architecture computes; see model.hook_dict and the notes in tl_edit/host.py."
+            "this architecture computes; see model.hook_dict. Under torch.compile hooks may not fire: use the model as "
+            "it was before."
         )
     return store
 

@@ -133,7 +133,7 @@ class AverageTrace:
         )
 
     def plot(self, ax: Any = None) -> Any:
-        """Heatmaps like the paper's figure 2: roles as rows, layers as columns, one scale for all kinds.
+        """Heatmaps like the paper's figure 2: roles as rows, layers as columns, one scale for all kinds from 0 on.
 
         Raises:
             ImportError: If matplotlib is not installed.

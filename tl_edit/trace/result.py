@@ -23,6 +23,12 @@ KIND_NAMES: dict[Kind, str] = {
     "mlp_out": "MLP output",
     "attn_out": "attention output",
 }
+MEASURE_NAMES: dict[Measure, str] = {
+    "prob": "probability of {answer!r}",
+    "log_prob": "log-probability of {answer!r}",
+    "logit_diff": "logit of {answer!r} minus that of {other!r}",
+    "kl": "minus KL divergence from the clean run (nats)",
+}
 COLOURS: dict[Kind, str] = {"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"}
 
 
@@ -183,10 +189,14 @@ class CausalTrace:
         single = {"resid_post": "", "mlp_out": f", window of {self.window}", "attn_out": f", window of {self.window}"}
         return [f"restoring the {KIND_NAMES[kind]}{single[kind]}" for kind in self.kinds]
 
+    def measured(self) -> str:
+        """What was measured, in words."""
+        return MEASURE_NAMES[self.measure].format(answer=self.answer, other=self.other_answer)
+
     def _repr_html_(self) -> str:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
-            f"{self.measure} of {self.answer!r}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
+            f"{self.measured()}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
             f"({self.corruption}, {self.n_samples} samples)"
         )
         return show.heatmaps_html(
@@ -200,6 +210,9 @@ class CausalTrace:
 
     def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
         """Heatmaps like the paper's figure: tokens as rows, layers as columns, one scale for all kinds.
+
+        As in the paper, the scale begins at the corrupted value: what restoring lowers is not shown. The picture in a
+        notebook shows it.
 
         Args:
             ax: Axes to draw into: one for each kind, or a single one with ``kind``; None makes new ones.
@@ -221,7 +234,7 @@ class CausalTrace:
             columns=[str(layer) for layer in self.layers],
             colours=[COLOURS[each] for each in chosen],
             low=self.corrupted,
-            unit=f"{self.measure} of {self.answer!r}",
+            unit=self.measured(),
         )
 
     def __repr__(self) -> str:
