@@ -59,16 +59,15 @@ def heatmaps_html(
         columns: Labels of the columns (layers).
         heading: Text above.
         unit: What the values are.
-        per_line: Tables that stand side by side; None for all.
+        per_line: Tables that stand side by side, in columns; None for as many as there is room for.
     """
     top = max((float(table.abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
     step = -(-len(rows) * len(columns) // MAX_CELLS)
     cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
-    each = per_line or len(cells)
-    lines = "".join(
-        f'<div style="display:flex;flex-wrap:wrap;gap:16px">{"".join(cells[i : i + each])}</div>'
-        for i in range(0, len(cells), each)
-    )
+    layout = "display:flex;flex-wrap:wrap"
+    if per_line is not None:
+        layout = f"display:grid;grid-template-columns:repeat({per_line},max-content);overflow-x:auto"
+    lines = f'<div style="{layout};gap:8px 16px">{"".join(cells)}</div>'
     note = f" Every {step}th column is shown." if step > 1 else ""
     scale = f"{escape(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}"
     return (
@@ -89,7 +88,8 @@ def _table(
         for r, label in enumerate(rows)
     )
     return (
-        f'<div><div style="text-align:center">{escape(title)}</div><table style="border-collapse:collapse">'
+        f'<div><div style="text-align:center">{escape(title)}</div>'
+        f'<table style="border-collapse:collapse;font-size:12px">'
         f"<tr><th></th>{head}</tr>{body}</table></div>"
     )
 

@@ -106,7 +106,7 @@ class Readout:
                     wide[:, 0] - total[:, :1], clean.expand(len(wide), -1), log_target=True, reduction="none"
                 )
                 # Of a token that is ruled out in the clean run nothing is lost.
-                columns.append(-terms.masked_fill(clean.isneginf(), 0.0).sum(-1).cpu().double())
+                columns.append(0.0 - terms.masked_fill(clean.isneginf(), 0.0).sum(-1).cpu().double())
         return torch.stack(columns, dim=-1)
 
 

@@ -229,7 +229,7 @@ class CausalTrace:
         return show.plot_heatmaps(
             [self.of(each).T + self.corrupted for each in chosen],
             ax,
-            titles=[self.titles()[self.kinds.index(each)] for each in chosen],
+            titles=[self.titles()[self.kinds.index(each)].replace(", ", "\n") for each in chosen],
             rows=self.marked_tokens(),
             columns=[str(layer) for layer in self.layers],
             colours=[COLOURS[each] for each in chosen],
