@@ -239,8 +239,15 @@ def disguised(act, hook):
 
 @pytest.mark.parametrize(
     "hook",
-    [Sparse(), Sparse().forward, disguised, functools.partial(disguised), Counter()],
-    ids=["module", "method", "wraps", "partial", "object"],
+    [
+        Sparse(),
+        Sparse().forward,
+        disguised,
+        functools.partial(disguised),
+        Counter(),
+        torch.no_grad()(torch.no_grad()(torch.no_grad()(torch.no_grad()(disguised)))),
+    ],
+    ids=["module", "method", "wraps", "partial", "object", "decorated"],
 )
 @each_interface
 def test_permanent_hooks_of_every_make_are_found(interface, hook):

@@ -27,23 +27,26 @@ def foreign_hook(model: Model) -> str | None:
     return None
 
 
-def _is_of_the_host(function: Any, depth: int = 3) -> bool:
+def _is_of_the_host(function: Any, seen: frozenset[int] = frozenset()) -> bool:
     """Whether a hook, and what it closes over, comes from TransformerLens or the libraries below it."""
+    if id(function) in seen:  # a function that calls itself
+        return True
+    seen |= {id(function)}
     inner = getattr(function, "func", None) or getattr(function, "__func__", None)
     if inner is not None:
-        return _is_of_the_host(inner, depth)
+        return _is_of_the_host(inner, seen)
     # A function's globals tell where it was written, even where `functools.wraps` gave it another's name.
     written = getattr(function, "__globals__", {}).get("__name__")
     module = written or getattr(function, "__module__", None) or type(function).__module__
     if module.split(".")[0] not in ("transformer_lens", "transformers", "torch", "accelerate"):
         return False
-    if depth == 0 or isinstance(function, nn.Module | type):
+    if isinstance(function, nn.Module | type):
         return True
     try:
         enclosed = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     except ValueError:  # A variable without a value yet: what will be in it is not known.
         return False
-    return all(_is_of_the_host(value, depth - 1) for value in enclosed if callable(value))
+    return all(_is_of_the_host(value, seen) for value in enclosed if callable(value))
 
 
 @contextmanager

@@ -126,10 +126,20 @@ def test_one_changed_weight_is_another_model(known, tmp_path):
     host.write_w_out(model, 0, host.w_out(model, 0) + torch.eye(896, 192))
     with pytest.raises(ValueError, match="another run: weights "):
         trace_facts(model, known[:1], n_samples=1, progress=False, folder=tmp_path)
+
+
+def test_equal_weights_that_compute_something_else_are_another_model(known, tmp_path):
     model = load_fact_model()
-    model.cfg.output_logits_soft_cap = 2.0
-    with pytest.raises(ValueError, match="another run: configuration "):
-        trace_facts(model, known[:1], n_samples=1, progress=False, folder=tmp_path)
+    one = {"n_samples": 1, "progress": False, "folder": tmp_path}
+    trace_facts(model, known[:1], **one)
+    forward = model.blocks[2].mlp.forward
+    model.blocks[2].mlp.forward = lambda *args: 0 * forward(*args)
+    with pytest.raises(ValueError, match="the same weights that computes something else: after "):
+        trace_facts(model, known[:1], **one)
+    del model.blocks[2].mlp.forward
+    trace_facts(model, known[:1], **one)
+    model.cfg.seed, model.cfg.default_prepend_bos = 5, not model.cfg.default_prepend_bos
+    trace_facts(model, known[:1], prepend_bos=True, **one)
 
 
 def test_noise_of_the_same_kind_and_another_fit_is_another_run(fact_model, known, tmp_path):
@@ -137,6 +147,22 @@ def test_noise_of_the_same_kind_and_another_fit_is_another_run(fact_model, known
     trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path, noise=one)
     with pytest.raises(ValueError, match="another run: noise mean .* noise root"):
         trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path, noise=two)
+
+
+def test_fitted_noise_in_half_precision_can_be_kept(fact_model, known, tmp_path):
+    fitted = Noise.multivariate(fact_model, ["Paris is a city.", "Opera and rock music."])
+    half = Noise(distribution="multivariate", mean=fitted.mean.bfloat16(), root=fitted.root.bfloat16().requires_grad_())
+    first, again = (
+        trace_facts(fact_model, known[:1], n_samples=1, progress=False, folder=tmp_path, noise=half) for _ in range(2)
+    )
+    assert torch.equal(first.restored, again.restored)
+
+
+def test_a_part_of_a_word_is_noticed_with_the_fact_it_is_in(fact_model):
+    facts = [("Paris is located in", "Paris"), ("Paris is located in", "is")]
+    with pytest.warns(UserWarning, match="trace_facts: fact 1: 'is' stands in") as seen:
+        trace_facts(fact_model, facts, n_samples=1, progress=False)
+    assert len(seen) == 1
 
 
 def test_what_is_refused_leaves_no_folder(fact_model, known, tmp_path):
@@ -176,7 +202,8 @@ def test_the_paired_effect_is_within_each_fact(fact_model, known):
     assert average.indirect_effect[:, middle, -1].abs().max() > 0.01
     last = torch.stack([(trace.restored - trace.corrupted)[:, :, trace.subject_last] for trace in traces])
     assert torch.allclose(average.paired_effect[:, ROLES.index("last subject token")], last.mean(0), atol=1e-9)
-    assert torch.allclose(average.paired_error[:, ROLES.index("last token")] >= 0, torch.tensor(True))
+    error = last.std(0) / math.sqrt(2)
+    assert torch.allclose(average.paired_error[:, ROLES.index("last subject token")], error, atol=1e-9)
 
 
 def test_a_subject_at_the_end_has_nothing_after_it(fact_model):

@@ -278,8 +278,11 @@ def test_numbers_of_numpy_and_torch_are_as_good_as_pythons():
     """In a process of its own: the test run's type checks take Python's only."""
     code = f"""
 import numpy as np, tiny_models, torch
-from tl_edit import causal_trace
+from tl_edit import Noise, causal_trace
 from tl_edit.trace.result import same_trace
+noises = [Noise.gaussian(np.float32(3)), Noise.gaussian(3)]
+noises += [Noise.uniform(np.int64(3)), Noise.gaussian(std=np.float16(3))]
+print(*(repr(number) for noise in noises for number in (noise.multiple, noise.std, noise.bound)))
 model, given = tiny_models.build("gpt2"), ({PROMPT!r}, {SUBJECT!r})
 numbers = dict(layers=np.arange(2), positions=torch.tensor([3, 1]), window=np.int64(1), n_samples=np.int32(2))
 trace = causal_trace(model, *given, seed=torch.tensor(2), noise_std=np.float32(0.5), **numbers)
@@ -288,7 +291,9 @@ same = causal_trace(
 )
 print(same_trace(trace, same), *(type(number).__name__ for number in (*trace.layers, *trace.positions, trace.window)))
 """
-    assert run_alone("-c", code).stdout.split() == ["True", *["int"] * 5]
+    noises, traces = run_alone("-c", code).stdout.splitlines()
+    assert noises == "3.0 None 0.0 3.0 None 0.0 3.0 None 3.0 3.0 3.0 0.0"
+    assert traces.split() == ["True", *["int"] * 5]
 
 
 # --- invariants ----------------------------------------------------------------------------------------
@@ -518,6 +523,49 @@ def test_a_patched_model_is_traced_as_it_is(case, patch, prepend_bos):
     bridge = case.interface == tiny_models.TRANSFORMER_BRIDGE
     if not (bridge and patch == "attention to what follows"):
         assert not torch.allclose(plain.restored, before.restored, rtol=1e-3)
+
+
+def looking_ahead(module):
+    """Patch an MLP so that what follows a position changes it: nothing that the configuration says."""
+    inner = module.forward
+    module.forward = lambda act: inner(act) + 0.3 * act.flip(1).cumsum(1).flip(1)
+
+
+@pytest.mark.parametrize("answer", [None, "Constantinople Rome Paris"])
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2",)), ids=str)
+@pytest.mark.filterwarnings("ignore:.*does not predict")
+def test_a_model_that_looks_ahead_is_traced_plainly_however_improbable_the_answer(case, answer):
+    model = tiny_models.build(case)
+    looking_ahead(mlp_of(model))
+    given = {"answer": answer, "measure": "log_prob", "noise_std": STD, "n_samples": 2, "prepend_bos": False}
+    fast, plain = (
+        causal_trace(model, "Space Needle is in the city of", SUBJECT, kinds=("resid_post",), engine=engine, **given)
+        for engine in ("auto", "plain")
+    )
+    assert fast.engine.startswith("plain hooks (its blocks, called ")
+    assert torch.equal(fast.restored, plain.restored)
+
+
+@pytest.mark.parametrize("answer", [None, "Constantinople Rome Paris"])
+@pytest.mark.filterwarnings("ignore:.*does not predict")
+def test_the_spot_check_sees_what_the_clean_prompt_does_not_show(monkeypatch, answer):
+    """A block that does something else with several rows than with one."""
+    model = tiny_models.build("gpt2")
+    mixing(mlp_of(model), lambda out: out + 0.3 * out.mean(0, keepdim=True) * (len(out) > 1))
+    trace = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3, answer=answer)
+    assert "in a corrupted run" in trace.engine
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2", "llama")), ids=str)
+@pytest.mark.parametrize("shift", [0.0, -30.0])
+def test_half_precision_on_deep_models_needs_no_plain_runs(case, shift):
+    model = tiny_models.build(case, dtype=torch.bfloat16, n_layers=12)
+    unembed = model.unembed
+    bias = getattr(unembed, "b_U", None)
+    if isinstance(bias, torch.nn.Parameter):
+        bias.data += shift
+    trace = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3)
+    assert trace.engine.startswith("blocks")
 
 
 @needs_hooked

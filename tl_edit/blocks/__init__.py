@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import TypeVar
 
 from tl_edit import attach
-from tl_edit.blocks.base import TOLERANCE, Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch
+from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch, tolerance
 from tl_edit.blocks.packed import PackedBlocks
 from tl_edit.blocks.recorded import RecordedBlocks
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
 
-__all__ = ["TOLERANCE", "Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of"]
+__all__ = ["Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of", "tolerance"]
 
 Made = TypeVar("Made")
 

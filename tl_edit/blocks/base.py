@@ -19,10 +19,17 @@ Touch = Callable[[str, Tensor], Tensor | None]
 """``touch(kind, out)`` sees the output of attention ("attn_out") or MLP ("mlp_out"), as TransformerLens' hook points
 of these names do, and returns another, or None to leave it."""
 
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-4}
-"""Greatest accepted difference of log-probabilities to the ordinary pass; 0.05 in half precision.
 
-Not less in float64, because some Hugging Face models have steps in float32, whatever their dtype."""
+def tolerance(dtype: torch.dtype, logits: Tensor) -> float:
+    """Greatest accepted difference of log-probabilities to the ordinary pass, in nats; ``dtype`` is of the states.
+
+    Not less in float64, because some Hugging Face models have steps in float32, whatever their dtype. In half precision
+    logits themselves are rounded, large ones more.
+    """
+    fixed = {torch.float64: 1e-5, torch.float32: 2e-4}.get(dtype)
+    if fixed is not None:
+        return fixed
+    return max(0.05, 2 * torch.finfo(dtype).eps * float(logits.abs().max()))
 
 
 class CannotCallBlocksError(Exception):
@@ -170,22 +177,28 @@ class Blocks(ABC):
         return Past(keys, values, self.dim, rows)
 
     def check(self, start: int) -> None:
-        """Compare with the ordinary pass: from position 0, and from ``start`` on (from 1, where that is 0).
+        """Compare with the ordinary pass: all positions, those from ``start`` (at least 1) on, and those before.
 
         Raises:
-            CannotCallBlocksError: If the blocks compute something else than the model, or cannot go on from a cache.
+            CannotCallBlocksError: If the blocks compute something else than the model, cannot go on from a cache, or
+                look ahead.
         """
         resid, logits = self.ordinary.resid, self.ordinary.logits
         start = max(1, start)
-        full, part = resid, resid[:, start:]
+        full, rest, head = resid, resid[:, start:], resid[:, :start]
         for layer in range(host.n_layers(self.model)):
             past = self.past(1)
             with self.layer(layer) as block:
                 full = block(full, past)
-                part = block(part, self.past(1, past.added, start))
-        limit = TOLERANCE.get(resid.dtype, 0.05)
-        for found, what in ((full, "alone"), (part, f"from position {start} on")):
-            off = _difference(self.unembed(found), logits)
+                rest = block(rest, self.past(1, past.added, start))
+                head = block(head, self.past(1))
+        limit = tolerance(resid.dtype, logits)
+        for found, expected, what in (
+            (full, logits, "alone"),
+            (rest, logits[:, start:], f"from position {start} on"),
+            (head, logits[:, :start], f"up to position {start - 1}"),
+        ):
+            off = _difference(self.unembed(found), expected)
             if not off <= limit:
                 raise CannotCallBlocksError(f"its blocks, called {what}, are off by {off:.1e} nats")
 
@@ -212,7 +225,7 @@ def soft_cap(logits: Tensor, cap: float | None) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap is not None and cap > 0 else logits
 
 
-def _difference(found: Float[Tensor, "1 pos d_vocab"], expected: Float[Tensor, "1 all d_vocab"]) -> float:
-    """Greatest difference of log-probabilities at the last positions."""
+def _difference(found: Float[Tensor, "1 pos d_vocab"], expected: Float[Tensor, "1 pos d_vocab"]) -> float:
+    """Greatest difference of log-probabilities."""
     log_probs = [torch.log_softmax(at_least_float32(logits[0]), dim=-1) for logits in (found, expected)]
-    return float((log_probs[0] - log_probs[1][-found.shape[1] :]).abs().max())
+    return float((log_probs[0] - log_probs[1]).abs().max())

@@ -8,6 +8,7 @@ facts lack, or have several times, can be off 0 where restoring does nothing, by
 
 import math
 import reprlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
 from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings
 from tl_edit.trace.run import causal_trace
-from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts
+from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, word_around
 
 ROLES = (
     "first subject token",
@@ -329,7 +330,9 @@ def _trace(model: Model, fact: KnownFact, bos: bool, settings: Settings) -> Caus
     if fact.answer is not None and said.strip() != fact.answer.strip():
         return said
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **given)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* first as a part of ")  # said when the facts were looked at
+        return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **given)
 
 
 def _checked_facts(model: Model, facts: object, bos: bool) -> list[KnownFact]:
@@ -358,5 +361,12 @@ def _checked_facts(model: Model, facts: object, bos: bool) -> list[KnownFact]:
             check_subject(asked, known.subject, bos)
         except ValueError as error:
             raise ValueError(f"trace_facts: fact {i}, {tuple(known)}: {error}") from None
+        word = word_around(known.prompt, known.subject)
+        if word is not None:
+            warnings.warn(
+                f"trace_facts: fact {i}: {known.subject!r} stands in {known.prompt!r} first as a part of {word!r}, and "
+                "is corrupted there.",
+                stacklevel=3,
+            )
         listed.append(known)
     return listed

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tl_edit import attach, host
+from tl_edit import attach, forward, host, tokens
 from tl_edit.host import Model
 from tl_edit.trace.result import CausalTrace
 from tl_edit.trace.settings import Settings
 
 MANIFEST = "traces.json"
+SAYS = "first log-probabilities"
 OPERATION = "trace_facts"
 
 
@@ -37,7 +38,7 @@ class TraceFolder:
 
     def __init__(self, path: Path, model: Model, facts: Sequence[KnownFact], settings: Settings, bos: bool) -> None:
         """Nothing is written before the first fact is kept."""
-        self.path = path
+        self.path, self.first = path, facts[0].prompt
         stranger = attach.foreign_hook(model)
         if stranger:
             raise ValueError(
@@ -49,25 +50,26 @@ class TraceFolder:
             "model": made_on.model_name,
             "dtype": made_on.dtype,
             "weights": _weights_hash(model),
-            "configuration": _hash([json.dumps(_plain(model.cfg), sort_keys=True).encode()]),
             "facts": _hash([json.dumps(facts).encode()]),
+            "tokens": _hash(tokens.encode(model, fact.prompt, prepend_bos=bos).numpy().tobytes() for fact in facts),
             **settings.identity(),
             "prepend_bos": repr(bos),
         }
+        self.says = _says(model, facts[0], bos)
         try:
-            self._check()
+            self._check(0.05 if made_on.dtype in ("torch.float16", "torch.bfloat16") else 1e-3)
         except OSError as error:
             raise ValueError(
                 f"{OPERATION}: the folder {path} cannot be read ({error}); expected a folder, or a path where one can "
                 "be made."
             ) from error
 
-    def _check(self) -> None:
+    def _check(self, limit: float) -> None:
         manifest = self.path / MANIFEST
         if not self.path.exists():
             return
         if not manifest.exists():
-            if any(file.suffix != ".part" for file in self.path.iterdir()):
+            if any(file.suffix != ".part" and not file.name.startswith(".") for file in self.path.iterdir()):
                 raise ValueError(
                     f"{OPERATION}: the folder {self.path} holds other files; expected a new one, or one of the same "
                     "run; choose another folder."
@@ -77,13 +79,20 @@ class TraceFolder:
             before: object = json.loads(manifest.read_text("utf-8"))
         except ValueError:
             before = None
-        if not isinstance(before, dict):
+        if not isinstance(before, dict) or not isinstance(cast(Any, before).get(SAYS), list):
             raise ValueError(
                 f"{OPERATION}: {manifest} is damaged; expected the manifest that {OPERATION} wrote; choose another "
                 "folder, or restore the file."
             )
-        was = cast(dict[str, str], before)
+        was = cast(dict[str, Any], before)
+        said: list[float] = was.pop(SAYS)
         different = [name for name in {**self.run, **was} if was.get(name) != self.run.get(name)]
+        if not different and not _close(said, self.says, limit):
+            raise ValueError(
+                f"{OPERATION}: the folder {self.path} holds a run of a model with the same weights that computes "
+                f"something else: after {self.first!r} it said {said}, now {self.says} (log-probabilities); expected "
+                "the same model; choose another folder."
+            )
         if different:
             changes = ", ".join(f"{name} {was.get(name)} (now {self.run.get(name)})" for name in different)
             raise ValueError(
@@ -102,7 +111,10 @@ class TraceFolder:
             return skipped.read_text("utf-8")
         if not trace.exists():
             return None
-        found = CausalTrace.load(trace)
+        try:
+            found = CausalTrace.load(trace)
+        except ValueError as error:
+            raise ValueError(f"{error} Remove the file to trace this fact again.") from error
         if (found.prompt, found.subject) != (fact.prompt, fact.subject):
             raise ValueError(
                 f"{OPERATION}: {trace} is a trace of {found.prompt!r}; expected {fact.prompt!r}; remove the file."
@@ -113,7 +125,7 @@ class TraceFolder:
         """Keep what was found of fact ``i``; a file is there whole or not at all."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / MANIFEST).exists():
-            _write(self.path / MANIFEST, json.dumps(self.run, indent=1))
+            _write(self.path / MANIFEST, json.dumps(self.run | {SAYS: self.says}, indent=1))
         trace, skipped = self._files(i)
         if isinstance(found, str):
             _write(skipped, found)
@@ -151,7 +163,16 @@ def _weights_hash(model: Model) -> str:
     return _hash(raw(tensor) for tensor in tensors if tensor.numel())
 
 
-def _plain(config: object) -> dict[str, str]:
-    """What a configuration says in numbers and words; its objects may differ from process to process."""
-    kinds = (str, int, float, bool, list, tuple, torch.dtype, type(None))
-    return {name: repr(cast(object, value)) for name, value in vars(config).items() if isinstance(value, kinds)}
+def _says(model: Model, fact: KnownFact, bos: bool) -> list[float]:
+    """A few log-probabilities after the first prompt: they tell a model that computes otherwise with equal weights."""
+    row = tokens.pad(model, [tokens.encode(model, fact.prompt, prepend_bos=bos)])
+    found = forward.last_log_probs(model, row)[0].double().cpu()
+    chosen = [int(found.argmax()), *range(0, len(found), max(1, len(found) // 4))]
+    return [round(float(found[i]), 5) for i in chosen]
+
+
+def _close(said: Sequence[float], says: Sequence[float], limit: float) -> bool:
+    """Whether two lists of log-probabilities are equal but for rounding; infinite ones are."""
+    return len(said) == len(says) and all(
+        was == now or abs(was - now) <= limit * max(1.0, abs(was)) for was, now in zip(said, says, strict=True)
+    )

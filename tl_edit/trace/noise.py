@@ -57,11 +57,15 @@ class Noise:
                 f"Noise: distribution {self.distribution!r}; expected one of {', '.join(get_args(Distribution))}; "
                 "write Noise.gaussian(3.0)."
             )
-        numbers = {"multiple": self.multiple, "std": 0.0 if self.std is None else self.std, "bound": self.bound}
+        numbers: dict[str, float | None] = {"multiple": self.multiple, "std": self.std, "bound": self.bound}
         for name, value in numbers.items():
+            if name == "std" and value is None:
+                continue
             number = isinstance(cast(object, value), int | float | np.number) and value is not True
-            if not number or not 0 <= value < math.inf:
+            if value is None or not number or not 0 <= value < math.inf:
                 raise ValueError(f"Noise: {name} is {value!r}; expected a number, 0 or more; the paper's noise is 3.0.")
+            # Python's, so that 3 and 3.0 are the same noise, in files, too.
+            object.__setattr__(self, name, float(value))
         if self.distribution in ("multivariate", "student_t") and (self.mean is None or self.root is None):
             raise ValueError(
                 f"Noise: {self.distribution} noise without mean and root; expected both; measure them with "

@@ -89,7 +89,8 @@ class Settings:
 
 def _exact(value: object) -> str:
     if isinstance(value, Tensor):
-        return hashlib.blake2b(value.cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+        numbers = value.detach().to("cpu", torch.float64).contiguous().numpy()
+        return hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
     return repr(value)
 
 
@@ -219,8 +220,8 @@ def check_texts(prompt: object, subject: object, **others: object) -> None:
             raise ValueError(f"{OPERATION}: {name} is {text!r}; expected a string.")
     if isinstance(subject, str) and subject != subject.strip():
         raise ValueError(
-            f"{OPERATION}: the subject {subject!r} begins or ends with white space, which belongs to the next word's "
-            f"token; expected the name alone; pass {subject.strip()!r}."
+            f"{OPERATION}: the subject {subject!r} begins or ends with white space, which can take a token of its "
+            f"neighbours with it; expected the name alone; pass {subject.strip()!r}."
         )
 
 
@@ -252,7 +253,7 @@ def word_around(prompt: str, subject: str) -> str | None:
 
 def _of_a_word(char: str) -> bool:
     """A digit, or a letter of a script with capitals; others often stand without spaces."""
-    return char.isdigit() or char.lower() != char.upper()
+    return char.isdecimal() or char.lower() != char.upper()
 
 
 def check_finite(**values: Tensor) -> None:

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import forward
-from tl_edit.blocks import TOLERANCE, CannotCallBlocksError
+from tl_edit.blocks import CannotCallBlocksError, tolerance
 from tl_edit.host import HookFn, NamedHook, n_layers, resid_pre_name
 from tl_edit.tokens import TokenBatch
 from tl_edit.trace.plan import Branch, Kind, LayerStates, Readings, Task, hook_name
 
-SMALLEST = 1e-30
-"""Probabilities below are taken for this; their logarithms say nothing."""
+SMALLEST = 1e-300
+"""Probabilities below have lost digits or are 0; both engines' are taken for this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +50,13 @@ def spot_check(task: Task, layers: Sequence[LayerStates], readings: Readings) ->
         return states.expand(act.shape).clone()
 
     hooks = [(resid_pre_name(0), corrupt), *_restoring(task, layers, cells, sample)]
-    found = task.readout(forward.logits(task.model, batch, hooks)[:, -task.readout.length :])[:, 0]
-    expected = torch.tensor([float(readings.corrupted[sample, 0]), *(cell.expected for cell in cells)])
-    off = float((found.clamp(min=SMALLEST).log() - expected.double().clamp(min=SMALLEST).log()).abs().max())
+    logits = forward.logits(task.model, batch, hooks)[:, -task.readout.length :]
+    found = task.readout(logits)[:, 0]
+    alone = [float(readings.corrupted[sample, 0]), *(cell.expected for cell in cells)]
+    expected = torch.tensor(alone, dtype=torch.float64)
+    off = float((found.clamp(min=SMALLEST).log() - expected.clamp(min=SMALLEST).log()).abs().max())
     # Numbers that are not finite are told to the user as such.
-    if off > TOLERANCE.get(states.dtype, 0.05):
+    if off > task.readout.length * tolerance(states.dtype, logits):
         raise CannotCallBlocksError(f"its blocks, called alone, are off by {off:.1e} nats in a corrupted run")
 
 
