@@ -132,11 +132,13 @@ def test_equal_weights_that_compute_something_else_are_another_model(known, tmp_
     model = load_fact_model()
     one = {"n_samples": 1, "progress": False, "folder": tmp_path}
     trace_facts(model, known[:1], **one)
-    forward = model.blocks[2].mlp.forward
-    model.blocks[2].mlp.forward = lambda *args: 0 * forward(*args)
+    mlp = model.blocks[2].mlp
+    mlp = getattr(mlp, "original_component", mlp)
+    forward = mlp.forward
+    mlp.forward = lambda *args: 0 * forward(*args)
     with pytest.raises(ValueError, match="the same weights that computes something else: after "):
         trace_facts(model, known[:1], **one)
-    del model.blocks[2].mlp.forward
+    del mlp.forward
     trace_facts(model, known[:1], **one)
     model.cfg.seed, model.cfg.default_prepend_bos = 5, not model.cfg.default_prepend_bos
     trace_facts(model, known[:1], prepend_bos=True, **one)

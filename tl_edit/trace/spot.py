@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import forward
-from tl_edit.blocks import CannotCallBlocksError, tolerance
-from tl_edit.host import HookFn, NamedHook, n_layers, resid_pre_name
+from tl_edit.blocks import Blocks, CannotCallBlocksError, tolerance
+from tl_edit.host import HookFn, NamedHook, n_layers, resid_post_name, resid_pre_name
 from tl_edit.tokens import TokenBatch
 from tl_edit.trace.plan import Branch, Kind, LayerStates, Readings, Task, hook_name
 
@@ -31,7 +31,7 @@ class _Cell:
     expected: float
 
 
-def spot_check(task: Task, layers: Sequence[LayerStates], readings: Readings) -> None:
+def spot_check(task: Task, blocks: Blocks, layers: Sequence[LayerStates], readings: Readings) -> None:
     """Repeat, for one sample, the corrupted run and a few restored runs of each kind.
 
     Raises:
@@ -50,7 +50,10 @@ def spot_check(task: Task, layers: Sequence[LayerStates], readings: Readings) ->
         return states.expand(act.shape).clone()
 
     hooks = [(resid_pre_name(0), corrupt), *_restoring(task, layers, cells, sample)]
-    logits = forward.logits(task.model, batch, hooks)[:, -task.readout.length :]
+    # What follows the last block was checked on the clean prompt, and is only needed at the last positions.
+    after = resid_post_name(n_layers(task.model) - 1)
+    resid = forward.activations(task.model, batch, [after], hooks)[after]
+    logits = blocks.unembed(resid[:, -task.readout.length :])
     found = task.readout(logits)[:, 0]
     alone = [float(readings.corrupted[sample, 0]), *(cell.expected for cell in cells)]
     expected = torch.tensor(alone, dtype=torch.float64)

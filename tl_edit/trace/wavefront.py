@@ -57,12 +57,12 @@ class _Front:
 
 @dataclass(eq=False)
 class _Pins:
-    """States to put back in the running call, at its first position."""
+    """States to put back in the running call, at its first position, or everywhere."""
 
     length: int = 0
     """Positions of the call; the last block may compute fewer, without the first."""
-    values: dict[Kind, tuple[Tensor, Tensor]] = field(default_factory=dict[Kind, tuple[Tensor, Tensor]])
-    """By kind: which rows, and what."""
+    values: dict[Kind, tuple[Tensor | None, Tensor]] = field(default_factory=dict[Kind, tuple[Tensor | None, Tensor]])
+    """By kind: in which rows (None: everywhere), and what."""
 
     def put_back(self, kind: str, out: Tensor) -> Tensor | None:
         """The output with the states put back; None where there is nothing to do."""
@@ -70,6 +70,8 @@ class _Pins:
         if found is None or out.shape[1] < self.length:
             return None
         rows, value = found
+        if rows is None:
+            return value.expand_as(out)
         new = out.clone()
         new[rows, 0] = value
         return new
@@ -99,7 +101,7 @@ def wavefront(task: Task, blocks: Blocks) -> Readings:
             front.states.clear()
     bar.close()
     readings = Readings(corrupted=corrupted, restored=restored)
-    spot_check(task, sweep.layers, readings)
+    spot_check(task, blocks, sweep.layers, readings)
     return readings
 
 
@@ -157,9 +159,10 @@ class _Sweep:
                         front.states.append(front.states[i])
             beginning = self._stems_from(layer)
             with self.blocks.layer(layer, self.pins.put_back) as block:
+                begun = {stem.kind: self._begun(block, layer, stem.kind) for stem in beginning}
                 for front in fronts:
                     self._advance(block, layer, front, stems)
-                    front.states += self._begin(block, layer, front, beginning)
+                    front.states += self._begin(layer, front, [begun[stem.kind] for stem in beginning])
             stems += beginning
             bar.update()
         return stems
@@ -181,22 +184,28 @@ class _Sweep:
             last = self.task.readout.length if layer == self.depth - 1 else None
             front.states[piece] = torch.split(block(resid, self._past(layer, front, len(resid)), last), front.size)
 
-    def _begin(self, block: Block, layer: int, front: _Front, stems: Sequence[_Stem]) -> list[Tensor]:
-        """States after a block whose output, or a part of it, is put back at the front's position."""
+    def _begun(self, block: Block, layer: int, kind: Kind) -> Float[Tensor, "sample pos d_model"]:
+        """The corrupted runs after a block in which states of ``kind`` are put back.
+
+        They are put back at every position at once: what attention reads in this block is as it was, and all that
+        follows it works on each position alone, so each position comes out as if it were the only one.
+        """
         kept = self.layers[layer]
-        states = [kept.post[front.samples, front.pos :].clone() for _ in stems]
-        inner = [i for i, stem in enumerate(stems) if stem.kind != "resid_post"]
-        if inner:
-            # Only the position itself differs in this block.
-            resid = kept.pre[front.samples, front.pos : front.pos + 1].repeat(len(inner), 1, 1)
-            self._pin(layer, front, [stems[i] for i in inner], 1)
-            outs = torch.split(block(resid, self._past(layer, front, len(resid)))[:, 0], front.size)
-            for i, out in zip(inner, outs, strict=True):
-                states[i][:, 0] = out
-        for stem, state in zip(stems, states, strict=True):
-            if stem.kind == "resid_post":
-                state[:, 0] = kept.post[0, front.pos]
-        return [state[:, -self.task.readout.length :] for state in states] if layer == self.depth - 1 else states
+        if kind == "resid_post":
+            return kept.post[:1].expand_as(kept.post[1:])
+        self.pins.length, self.pins.values = 0, {kind: (None, kept.outs[kind][:1])}
+        pieces = torch.split(kept.pre[1:], max(1, ROWS_PER_CALL // self.length))
+        return torch.cat([block(piece, self.blocks.past(len(piece))) for piece in pieces])
+
+    def _begin(self, layer: int, front: _Front, begun: Sequence[Tensor]) -> list[Tensor]:
+        """The states of a front after a block in which something is put back at its position."""
+        kept, samples = self.layers[layer], slice(front.samples.start - 1, front.samples.stop - 1)
+        states: list[Tensor] = []
+        for out in begun:
+            state = kept.post[front.samples, front.pos :].clone()
+            state[:, 0] = out[samples, front.pos]
+            states.append(state[:, -self.task.readout.length :] if layer == self.depth - 1 else state)
+        return states
 
     def _pin(self, layer: int, front: _Front, stems: Sequence[_Stem], length: int) -> None:
         """What the hooks put back in the next call of ``layer``, of so many positions."""
