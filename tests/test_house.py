@@ -13,6 +13,7 @@ PACKAGE = Path(tl_edit.__file__).parent
 
 FLOORS = {
     "host": 0,
+    "digest": 0,
     "request": 0,
     "show": 0,
     "attach": 1,

@@ -8,7 +8,6 @@ and undoing writes this base plus the edits that remain, in their order. Nothing
 The ledger of what is applied lives on the model itself, so it goes where the model goes and dies with it.
 """
 
-import hashlib
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host
+from tl_edit.digest import digest
 from tl_edit.host import Model, Provenance
 from tl_edit.request import EditRequest
 
@@ -80,11 +80,11 @@ class Edit:
     @property
     def fingerprint(self) -> str:
         """A hash of the factors: equal for a copy of the edit, different for any other."""
-        digest = hashlib.blake2b(self.method.encode(), digest_size=8)
+        parts: list[Tensor | str] = [self.method]
         for layer in self.layers:
             delta = self.deltas[layer]
-            digest.update(f"{layer}".encode() + _bytes(delta.left) + _bytes(delta.right))
-        return digest.hexdigest()
+            parts += [f"{layer}", delta.left, delta.right]
+        return digest(parts, size=8)
 
     def apply(self, model: Model) -> "Edit":
         """Write the edit into ``W_out`` in place; returns itself.
@@ -223,7 +223,7 @@ class _Ledger:
         """Refuse to write over weights that somebody else changed since our last write."""
         for layer in layers:
             record = self.layers.get(layer)
-            if record is not None and _hash(host.w_out(model, layer)) != record.written:
+            if record is not None and digest([host.w_out(model, layer)]) != record.written:
                 raise ValueError(
                     f"{operation}: W_out of layer {layer} was changed from outside since tl_edit last wrote it; "
                     "expected it untouched (training, loading weights, casting and weight processing all change it); "
@@ -237,7 +237,7 @@ class _Ledger:
         if not all(torch.equal(weight, self.layers[layer].base.to(weight)) for layer, weight in current.items()):
             return False
         # An edit too small for the dtype leaves the weights as they were and is applied all the same.
-        return any(_hash(record.base) != record.written for record in self.layers.values())
+        return any(digest([record.base]) != record.written for record in self.layers.values())
 
     def rewrite(self, model: Model, edits: list[Edit], layers: Sequence[int]) -> None:
         """Make ``edits`` the applied ones by rewriting ``layers``; on any failure all is as before."""
@@ -258,7 +258,7 @@ class _Ledger:
         still_edited = {layer for edit in edits for layer in edit.layers}
         for layer, record in records.items():
             if layer in still_edited:
-                record.written = _hash(news[layer])
+                record.written = digest([news[layer]])
                 self.layers[layer] = record
             else:
                 self.layers.pop(layer, None)
@@ -291,11 +291,3 @@ def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
             "the edit is too large for this dtype; load the model in bfloat16 or float32."
         )
     return weight
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
-
-
-def _hash(tensor: Tensor) -> str:
-    return hashlib.blake2b(_bytes(tensor), digest_size=16).hexdigest()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tl_edit import tokens
 from tl_edit.attach import attached
 from tl_edit.hooks import capture
 from tl_edit.host import HookFn, Model, NamedHook, model_name
@@ -34,6 +35,11 @@ def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] =
     with torch.no_grad():
         last = logits(model, batch, hooks)[rows, torch.tensor(batch.lengths) - 1]
     return log_probs(model, last)
+
+
+def next_log_probs(model: Model, text: str, *, prepend_bos: bool | None = None) -> Float[Tensor, " d_vocab"]:
+    """Log-probabilities of the token after ``text``; see `log_probs`."""
+    return last_log_probs(model, tokens.pad(model, [tokens.encode(model, text, prepend_bos=prepend_bos)]))[0]
 
 
 def log_probs(model: Model, logits: Float[Tensor, "_ d_vocab"]) -> Float[Tensor, "_ d_vocab"]:

@@ -1,10 +1,10 @@
-"""Pictures: labelled arrays in, HTML or axes out. Knows no method; the only file that touches matplotlib.
+"""Pictures: labelled arrays in, HTML, axes or frames out. Knows no method; the only file that touches matplotlib.
 
 HTML uses inline styles only, no script and nothing from the network, so that it survives untrusted notebooks and
 saved pages. Labels are escaped here and nowhere else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
 from typing import Any
@@ -32,6 +32,17 @@ def extra(package: str, operation: str) -> Any:
     except ImportError as error:
         name = package.split(".")[0]
         raise ImportError(f"{operation} needs {name}, which is not installed; run {EXTRAS[name]}.") from error
+
+
+def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Float[Tensor, "..."]]) -> Any:
+    """A pandas frame of labelled arrays with the same axes: one row for each entry, one column for each axis and array.
+
+    Raises:
+        ImportError: If pandas is not installed, naming ``operation``.
+    """
+    pandas = extra("pandas", operation)
+    index = pandas.MultiIndex.from_product(list(axes.values()), names=list(axes))
+    return pandas.DataFrame({name: value.flatten().tolist() for name, value in values.items()}, index).reset_index()
 
 
 def visible(token: str) -> str:

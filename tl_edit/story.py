@@ -33,8 +33,7 @@ MAX_COLUMNS = 12
 
 def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[int, float]]:
     """The ids of the ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
-    batch = tokens.pad(model, [tokens.encode(model, prompt)])
-    top = forward.last_log_probs(model, batch)[0].exp().topk(k)
+    top = forward.next_log_probs(model, prompt).exp().topk(k)
     return list(zip(map(int, top.indices), map(float, top.values), strict=True))
 
 

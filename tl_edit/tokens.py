@@ -46,6 +46,12 @@ class TokenBatch:
     attention_mask: Int[Tensor, "batch pos"]
     lengths: tuple[int, ...]
 
+    def take(self, rows: Sequence[int]) -> "TokenBatch":
+        """These rows, in this order, some of them perhaps several times."""
+        chosen = list(rows)
+        lengths = tuple(self.lengths[row] for row in chosen)
+        return TokenBatch(tokens=self.tokens[chosen], attention_mask=self.attention_mask[chosen], lengths=lengths)
+
 
 def resolve_bos(model: Model, prepend_bos: bool | None) -> bool:
     """``prepend_bos`` itself, or the model's own default where it is None.

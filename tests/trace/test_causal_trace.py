@@ -279,7 +279,7 @@ def test_numbers_of_numpy_and_torch_are_as_good_as_pythons():
     code = f"""
 import numpy as np, tiny_models, torch
 from tl_edit import Noise, causal_trace
-from tl_edit.trace.result import same_trace
+from same_trace import same_trace
 noises = [Noise.gaussian(np.float32(3)), Noise.gaussian(3)]
 noises += [Noise.uniform(np.int64(3)), Noise.gaussian(std=np.float16(3))]
 print(*(repr(number) for noise in noises for number in (noise.multiple, noise.std, noise.bound)))

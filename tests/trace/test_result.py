@@ -7,9 +7,9 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import save_file
+from same_trace import same_trace
 
 from tl_edit import CausalTrace, causal_trace, host, show, trace_difference
-from tl_edit.trace.result import same_trace
 
 PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
 

@@ -20,7 +20,17 @@ from tl_edit.blocks.recorded import RecordedBlocks
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
 
-__all__ = ["Block", "Blocks", "CannotCallBlocksError", "OrdinaryPass", "Past", "Touch", "blocks_of", "tolerance"]
+__all__ = [
+    "Block",
+    "Blocks",
+    "CannotCallBlocksError",
+    "OrdinaryPass",
+    "Past",
+    "Touch",
+    "blocks_of",
+    "tolerance",
+    "why_not",
+]
 
 Made = TypeVar("Made")
 
@@ -61,4 +71,11 @@ def _or_why_not(make: Callable[[], Made]) -> Made:
     except CannotCallBlocksError:
         raise
     except Exception as error:
-        raise CannotCallBlocksError(f"its blocks cannot be called alone ({type(error).__name__}: {error})") from error
+        raise CannotCallBlocksError(why_not(error)) from error
+
+
+def why_not(error: Exception) -> str:
+    """The reason that an exception gives for not calling blocks alone."""
+    if isinstance(error, CannotCallBlocksError):
+        return str(error)
+    return f"its blocks cannot be called alone ({type(error).__name__}: {error})"

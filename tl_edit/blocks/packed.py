@@ -67,7 +67,7 @@ class PackedBlocks(Blocks):
         unusual = [name for name in _UNUSUAL if getattr(cfg, name, None)]
         if cfg.positional_embedding_type not in ("standard", "rotary"):
             unusual.append(f"positions: {cfg.positional_embedding_type}")
-        if cfg.original_architecture in _POST_NORM or cfg.attention_dir != "causal" or cfg.attn_only:
+        if cfg.original_architecture in _POST_NORM or cfg.attn_only:
             unusual.append(str(cfg.original_architecture))
         if cfg.n_devices > 1 or cfg.dtype not in (torch.float32, torch.float64):
             unusual.append(f"{cfg.dtype} on {cfg.n_devices} devices")

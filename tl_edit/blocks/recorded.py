@@ -52,7 +52,7 @@ class RecordedBlocks(Blocks):
     def __init__(self, model: Model, ordinary: OrdinaryPass) -> None:
         super().__init__(model, ordinary)
         self._hooked_transformer = host.interface(model) == "HookedTransformer"
-        self._replaced = replaced_module(model) is not None
+        self._own_unembed = self._hooked_transformer and replaced_module(model) is None
         self.dim = 1 if self._hooked_transformer else 2
         # Bridges make it anew each time.
         self._points = model.hook_dict
@@ -89,8 +89,8 @@ class RecordedBlocks(Blocks):
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """See `Blocks.unembed`."""
         model: Any = self.model
-        if self._hooked_transformer:
-            if self._replaced:
-                return model(resid, start_at_layer=host.n_layers(self.model), return_type="logits")
+        if self._own_unembed:
             return logits_of(model, resid if model.cfg.normalization_type is None else model.ln_final(resid))
+        if self._hooked_transformer:
+            return model(resid, start_at_layer=host.n_layers(self.model), return_type="logits")
         return soft_cap(model.unembed(model.ln_final(resid)), getattr(model.cfg, "output_logits_soft_cap", None))

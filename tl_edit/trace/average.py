@@ -101,26 +101,20 @@ class AverageTrace:
         Raises:
             ImportError: If pandas is not installed.
         """
-        pandas = show.extra("pandas", "AverageTrace.to_dataframe")
-        effect = self.indirect_effect
-        rows = [
+        frame = show.frame(
+            "AverageTrace.to_dataframe",
+            {"kind": self.kinds, "role": ROLES, "layer": self.layers},
             {
-                "kind": kind,
-                "role": role,
-                "layer": layer,
-                "n": self.count[r],
-                "restored": float(self.restored[k, r, i]),
-                "indirect_effect": float(effect[k, r, i]),
-                "standard_error": float(self.standard_error[k, r, i]),
-                "paired_effect": float(self.paired_effect[k, r, i]),
-                "paired_error": float(self.paired_error[k, r, i]),
-                "draws_error": float(self.draws_error[k, r, i]),
-            }
-            for k, kind in enumerate(self.kinds)
-            for r, role in enumerate(ROLES)
-            for i, layer in enumerate(self.layers)
-        ]
-        return pandas.DataFrame(rows)
+                "restored": self.restored,
+                "indirect_effect": self.indirect_effect,
+                "standard_error": self.standard_error,
+                "paired_effect": self.paired_effect,
+                "paired_error": self.paired_error,
+                "draws_error": self.draws_error,
+            },
+        )
+        frame.insert(3, "n", [self.count[ROLES.index(role)] for role in frame["role"]])
+        return frame
 
     def _repr_html_(self) -> str:
         return show.heatmaps_html(
@@ -186,13 +180,8 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
             raise ValueError(
                 f"average_traces: {trace!r} restores some positions only; expected all of them (positions='all')."
             )
-    observations = [
-        torch.cat([trace.restored[:, :, _roles(trace)[r]] for trace in traces], dim=-1) for r in range(len(ROLES))
-    ]
-    paired = [
-        torch.cat([(trace.restored - trace.corrupted)[:, :, _roles(trace)[r]] for trace in traces], dim=-1)
-        for r in range(len(ROLES))
-    ]
+    observations = _pooled(traces, [trace.restored for trace in traces])
+    paired = _pooled(traces, [trace.indirect_effect for trace in traces])
     totals = torch.tensor([trace.total_effect for trace in traces], dtype=torch.float64)
     return AverageTrace(
         kinds=first.kinds,
@@ -222,6 +211,15 @@ def _roles(trace: CausalTrace) -> list[list[int]]:
     return [[start], middle, [end - 1], after, further, [length - 1]]
 
 
+def _pooled(traces: Sequence[CausalTrace], tables: Sequence[Tensor]) -> list[Tensor]:
+    """The tables [kind layer pos ...] of all traces cut to each role and put together along the positions."""
+    roles = [_roles(trace) for trace in traces]
+    return [
+        torch.cat([table[:, :, of_trace[r]] for table, of_trace in zip(tables, roles, strict=True)], dim=2)
+        for r in range(len(ROLES))
+    ]
+
+
 def _error(observations: Float[Tensor, "kind layer token"]) -> Float[Tensor, "kind layer"]:
     """Standard error of the mean; NaN for fewer than two observations."""
     n = observations.shape[-1]
@@ -235,12 +233,10 @@ def _draws_error(traces: Sequence[CausalTrace]) -> Float[Tensor, "kind role laye
     if first.n_samples < 2 or any(trace.restored_samples is None for trace in traces):
         return torch.full(shape, math.nan, dtype=torch.float64)
     low = torch.stack([cast(Tensor, trace.corrupted_samples) for trace in traces]).mean(0)
-    columns: list[Tensor] = []
-    for r in range(len(ROLES)):
-        samples = [cast(Tensor, trace.restored_samples)[:, :, _roles(trace)[r]] for trace in traces]
-        effect = torch.cat(samples, dim=2).mean(2) - low
-        columns.append(effect.std(-1) / math.sqrt(first.n_samples))
-    return torch.stack(columns, dim=1)
+    effects = [
+        each.mean(2) - low for each in _pooled(traces, [cast(Tensor, trace.restored_samples) for trace in traces])
+    ]
+    return torch.stack([effect.std(-1) / math.sqrt(first.n_samples) for effect in effects], dim=1)
 
 
 def trace_facts(
@@ -325,8 +321,7 @@ def trace_facts(
 
 def _trace(model: Model, fact: KnownFact, bos: bool, settings: Settings) -> CausalTrace | str:
     """The trace; or what the model says instead."""
-    row = tokens.pad(model, [tokens.encode(model, fact.prompt, prepend_bos=bos)])
-    said: str = model.tokenizer.decode([int(forward.last_log_probs(model, row)[0].argmax())])
+    said: str = model.tokenizer.decode([int(forward.next_log_probs(model, fact.prompt, prepend_bos=bos).argmax())])
     if fact.answer is not None and said.strip() != fact.answer.strip():
         return said
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
@@ -345,16 +340,11 @@ def _checked_facts(model: Model, facts: object, bos: bool) -> list[KnownFact]:
         )
     listed: list[KnownFact] = []
     for i, fact in enumerate(given):
-        parts = list(cast(Sequence[object], fact)) if isinstance(fact, tuple | list) else []
-        texts = [part for part in parts if isinstance(part, str)]
-        if (
-            len(parts) not in (2, 3)
-            or len(texts) < 2
-            or parts[: len(texts)] != texts
-            or {*parts[len(texts) :]} - {None}
-        ):
+        parts: list[Any] = [*fact] if isinstance(fact, tuple | list) else []
+        texts = all(isinstance(part, str) for part in parts[:2])
+        if len(parts) not in (2, 3) or not texts or not isinstance(parts[-1], str | None):
             raise ValueError(f"trace_facts: fact {i} is {fact!r}; expected (prompt, subject, answer), e.g. {example}.")
-        known = KnownFact(texts[0], texts[1], texts[2] if len(texts) == 3 else None)
+        known = KnownFact(*parts)
         try:
             check_texts(known.prompt, known.subject)
             asked = tokens.tokenize_prompt(model, known.prompt, known.subject, prepend_bos=bos)

@@ -1,15 +1,14 @@
 """Traces of many facts kept in a folder, so that a run that was stopped goes on with equal results."""
 
-import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from tl_edit import attach, forward, host, tokens
+from tl_edit.digest import digest
 from tl_edit.host import Model
 from tl_edit.trace.result import CausalTrace
 from tl_edit.trace.settings import Settings
@@ -49,9 +48,9 @@ class TraceFolder:
         self.run = {
             "model": made_on.model_name,
             "dtype": made_on.dtype,
-            "weights": _weights_hash(model),
-            "facts": _hash([json.dumps(facts).encode()]),
-            "tokens": _hash(tokens.encode(model, fact.prompt, prepend_bos=bos).numpy().tobytes() for fact in facts),
+            "weights": digest(_state(model)),
+            "facts": digest([json.dumps(facts)]),
+            "tokens": digest(tokens.encode(model, fact.prompt, prepend_bos=bos) for fact in facts),
             **settings.identity(),
             "prepend_bos": repr(bos),
         }
@@ -144,29 +143,16 @@ def _write(path: Path, text: str) -> None:
     half.replace(path)
 
 
-def _hash(parts: Iterable[bytes | memoryview]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _weights_hash(model: Model) -> str:
-    """A hash over all parameters and buffers, which takes about a second for a billion bytes."""
+def _state(model: Model) -> Iterator[Tensor]:
+    """All parameters and buffers."""
     module = cast(nn.Module, model)
-    tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-
-    def raw(tensor: Tensor) -> memoryview:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        return cast(Any, flat.view(torch.uint8).numpy()).data
-
-    return _hash(raw(tensor) for tensor in tensors if tensor.numel())
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _says(model: Model, fact: KnownFact, bos: bool) -> list[float]:
     """A few log-probabilities after the first prompt: they tell a model that computes otherwise with equal weights."""
-    row = tokens.pad(model, [tokens.encode(model, fact.prompt, prepend_bos=bos)])
-    found = forward.last_log_probs(model, row)[0].double().cpu()
+    found = forward.next_log_probs(model, fact.prompt, prepend_bos=bos).double().cpu()
     chosen = [int(found.argmax()), *range(0, len(found), max(1, len(found) // 4))]
     return [round(float(found[i]), 5) for i in chosen]
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from tl_edit import forward
 from tl_edit.host import HookFn, NamedHook, n_layers
 from tl_edit.tokens import TokenBatch
-from tl_edit.trace.plan import Branch, Kind, Readings, Task, hook_name, sources
+from tl_edit.trace.plan import Branch, Kind, Readings, Task, hook_name, put_back, sources
 
 LOGITS_AT_A_TIME = 2**26
 """Numbers in the logits of one pass, which are computed at every position."""
@@ -60,23 +60,11 @@ def _severed(
 def _put_back(states: Tensor, positions: Tensor) -> HookFn:
     """A hook that puts row i back at ``positions[i]``, from the one row of ``states`` or from its rows in turn."""
     rows = torch.arange(len(positions))
-
-    def hook(act: Tensor, hook: object = None) -> Tensor:
-        # Some Hugging Face MLPs see [batch * pos, d_model].
-        out = act.reshape(len(rows), -1, act.shape[-1]).clone()
-        out[rows, positions] = states[rows % len(states), positions].to(device=act.device, dtype=act.dtype)
-        return out.reshape(act.shape)
-
-    return hook
+    return put_back(len(rows), rows, positions, states[rows % len(states), positions])
 
 
 def _read(task: Task, cells: int, hooks: list[NamedHook]) -> Tensor:
     """Measures of so many cells' corrupted runs, with ``hooks`` that restore; [cell * sample, measure]."""
-    once = task.corruption.batch
-    batch = TokenBatch(
-        tokens=once.tokens.repeat(cells, 1),
-        attention_mask=once.attention_mask.repeat(cells, 1),
-        lengths=once.lengths * cells,
-    )
+    batch = task.corruption.batch.take(list(range(task.corruption.samples)) * cells)
     logits = forward.logits(task.model, batch, [*task.corruption.hooks, *hooks])
     return task.readout(logits[:, -task.readout.length :])

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit.forward import at_least_float32
-from tl_edit.host import Model, NamedHook
+from tl_edit.host import HookFn, Model, NamedHook
 from tl_edit.tokens import TokenBatch
 
 Kind = Literal["resid_post", "mlp_out", "attn_out"]
@@ -155,6 +155,18 @@ class Readings:
 
     corrupted: Float[Tensor, "sample measure"]
     restored: Float[Tensor, "branch pos sample measure"]
+
+
+def put_back(batch: int, rows: Tensor, positions: Tensor, states: Float[Tensor, "state d_model"]) -> HookFn:
+    """A hook that puts ``states[i]`` back in row ``rows[i]`` at ``positions[i]``, in a run of so many rows."""
+
+    def hook(act: Tensor, hook: object = None) -> Tensor:
+        # Some Hugging Face MLPs see [batch * pos, d_model].
+        out = act.reshape(batch, -1, act.shape[-1]).clone()
+        out[rows, positions] = states.to(device=act.device, dtype=act.dtype)
+        return out.reshape(act.shape)
+
+    return hook
 
 
 def sources(task: Task) -> Sequence[Kind]:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
@@ -107,24 +106,15 @@ class CausalTrace:
         Raises:
             ImportError: If pandas is not installed.
         """
-        pandas = show.extra("pandas", "CausalTrace.to_dataframe")
-        effect = self.indirect_effect
-        rows = [
-            {
-                "kind": kind,
-                "layer": layer,
-                "position": pos,
-                "token": self.str_tokens[pos],
-                "in_subject": self.subject_span[0] <= pos < self.subject_span[1],
-                "restored_prob": float(self.restored_prob[k, i, p]),
-                "restored": float(self.restored[k, i, p]),
-                "indirect_effect": float(effect[k, i, p]),
-            }
-            for k, kind in enumerate(self.kinds)
-            for i, layer in enumerate(self.layers)
-            for p, pos in enumerate(self.positions)
-        ]
-        return pandas.DataFrame(rows)
+        frame = show.frame(
+            "CausalTrace.to_dataframe",
+            {"kind": self.kinds, "layer": self.layers, "position": self.positions},
+            {"restored_prob": self.restored_prob, "restored": self.restored, "indirect_effect": self.indirect_effect},
+        )
+        start, end = self.subject_span
+        frame.insert(3, "token", [self.str_tokens[pos] for pos in frame["position"]])
+        frame.insert(4, "in_subject", [start <= pos < end for pos in frame["position"]])
+        return frame
 
     # --- files -------------------------------------------------------------------------------------
 
@@ -325,14 +315,3 @@ def different_settings(one: CausalTrace, other: CausalTrace) -> tuple[str, objec
 
     was, now = shared(one), shared(other)
     return next(((name, was[name], now[name]) for name in was if was[name] != now[name]), None)
-
-
-def same_trace(one: CausalTrace, other: CausalTrace) -> bool:
-    """Whether two traces are equal in every field, tensors to the bit."""
-
-    def equal(was: object, now: object) -> bool:
-        if isinstance(was, Tensor) and isinstance(now, Tensor):
-            return torch.equal(was, now)
-        return was == now
-
-    return all(equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))

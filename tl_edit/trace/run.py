@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_edit import forward, host, tokens
-from tl_edit.blocks import Blocks, CannotCallBlocksError, blocks_of
+from tl_edit.blocks import Blocks, CannotCallBlocksError, blocks_of, why_not
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 from tl_edit.tokens import Prompt, TokenBatch
@@ -297,10 +297,8 @@ def _measure(task: Task, blocks: Blocks | None, reason: str) -> tuple[Readings, 
             return wavefront(task, blocks), f"blocks ({blocks.description})"
         except torch.cuda.OutOfMemoryError:
             raise
-        except CannotCallBlocksError as error:
-            reason = str(error)
         except Exception as error:  # whatever a module of the user's does when it is called alone
-            reason = f"its blocks cannot be called alone ({type(error).__name__}: {error})"
+            reason = why_not(error)
     return plain(task), f"plain hooks ({reason})"
 
 

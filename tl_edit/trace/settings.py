@@ -1,6 +1,5 @@
 """What a trace is asked to do, checked before anything is computed."""
 
-import hashlib
 import math
 import operator
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tl_edit import host
+from tl_edit.digest import digest
 from tl_edit.host import Model
 from tl_edit.tokens import Prompt
 from tl_edit.trace.noise import Noise
@@ -88,10 +88,7 @@ class Settings:
 
 
 def _exact(value: object) -> str:
-    if isinstance(value, Tensor):
-        numbers = value.detach().to("cpu", torch.float64).contiguous().numpy()
-        return hashlib.blake2b(numbers.tobytes(), digest_size=16).hexdigest()
-    return repr(value)
+    return digest([value.to("cpu", torch.float64)]) if isinstance(value, Tensor) else repr(value)
 
 
 # --- one by one ----------------------------------------------------------------------------------------

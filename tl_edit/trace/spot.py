@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import forward
 from tl_edit.blocks import Blocks, CannotCallBlocksError, tolerance
-from tl_edit.host import HookFn, NamedHook, n_layers, resid_post_name, resid_pre_name
-from tl_edit.tokens import TokenBatch
-from tl_edit.trace.plan import Branch, Kind, LayerStates, Readings, Task, hook_name
+from tl_edit.host import NamedHook, n_layers, resid_post_name, resid_pre_name
+from tl_edit.trace.plan import Branch, Kind, LayerStates, Readings, Task, hook_name, put_back
 
 SMALLEST = 1e-300
 """Probabilities below have lost digits or are 0; both engines' are taken for this."""
@@ -39,11 +37,7 @@ def spot_check(task: Task, blocks: Blocks, layers: Sequence[LayerStates], readin
     """
     sample = task.corruption.samples - 1
     cells = _cells(task, readings, sample)
-    once = task.corruption.batch
-    rows = [sample] * (1 + len(cells))
-    batch = TokenBatch(
-        tokens=once.tokens[rows], attention_mask=once.attention_mask[rows], lengths=once.lengths[:1] * len(rows)
-    )
+    batch = task.corruption.batch.take([sample] * (1 + len(cells)))
     states = layers[0].pre[1 + sample]
 
     def corrupt(act: Tensor, hook: object = None) -> Tensor:
@@ -84,27 +78,19 @@ def _cells(task: Task, readings: Readings, sample: int) -> list[_Cell]:
 
 def _restoring(task: Task, layers: Sequence[LayerStates], cells: Sequence[_Cell], sample: int) -> list[NamedHook]:
     """Hooks that put the states of all cells back, cell i in row 1 + i."""
-    values: dict[str, list[tuple[int, int, Tensor]]] = {}
+    found: dict[str, list[tuple[int, int, Tensor]]] = {}
 
-    def put_back(row: int, kind: Kind, layer: int, pos: int, run: int) -> None:
-        state = layers[layer].of(kind)[run, pos]
-        values.setdefault(hook_name(kind, layer), []).append((row, pos, state))
+    def restore(row: int, kind: Kind, layer: int, pos: int, run: int) -> None:
+        found.setdefault(hook_name(kind, layer), []).append((row, pos, layers[layer].of(kind)[run, pos]))
 
     for row, cell in enumerate(cells, start=1):
         for layer in cell.branch.layers:
-            put_back(row, cell.branch.kind, layer, cell.pos, 0)
+            restore(row, cell.branch.kind, layer, cell.pos, 0)
         if task.severed is not None:
             for layer in range(cell.branch.end, n_layers(task.model)):
-                put_back(row, task.severed, layer, cell.pos, 1 + sample)
-    return [(name, _put_back(states, 1 + len(cells))) for name, states in values.items()]
-
-
-def _put_back(states: Sequence[tuple[int, int, Float[Tensor, " d_model"]]], rows: int) -> HookFn:
-    def hook(act: Tensor, hook: object = None) -> Tensor:
-        # Some Hugging Face MLPs see [batch * pos, d_model].
-        out = act.reshape(rows, -1, act.shape[-1]).clone()
-        for row, pos, state in states:
-            out[row, pos] = state.to(out)
-        return out.reshape(act.shape)
-
-    return hook
+                restore(row, task.severed, layer, cell.pos, 1 + sample)
+    hooks: list[NamedHook] = []
+    for name, several in found.items():
+        rows, positions, states = zip(*several, strict=True)
+        hooks.append((name, put_back(1 + len(cells), torch.tensor(rows), torch.tensor(positions), torch.stack(states))))
+    return hooks

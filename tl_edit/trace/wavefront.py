@@ -46,13 +46,18 @@ class _Front:
 
     pos: int
     samples: slice
-    """Among the rows of the base pass."""
+    """Among the corrupted runs."""
     states: list[Float[Tensor, "sample pos d_model"]] = field(default_factory=list[Tensor])
 
     @property
     def size(self) -> int:
         """Number of samples."""
         return self.samples.stop - self.samples.start
+
+    @property
+    def rows(self) -> slice:
+        """The samples among the rows of the base pass, whose first is the clean run."""
+        return slice(self.samples.start + 1, self.samples.stop + 1)
 
 
 @dataclass(eq=False)
@@ -93,10 +98,9 @@ def wavefront(task: Task, blocks: Blocks) -> Readings:
     for fronts in chunks:
         stems = sweep.run(fronts, bar)
         for front in fronts:
-            samples = slice(front.samples.start - 1, front.samples.stop - 1)
             for stem, value in zip(stems, sweep.read_front(front), strict=True):
                 row = index[Branch(stem.kind, stem.first, stem.ends[0])]
-                restored[row, column[front.pos], samples] = value
+                restored[row, column[front.pos], front.samples] = value
         for front in fronts:
             front.states.clear()
     bar.close()
@@ -136,8 +140,8 @@ class _Sweep:
         for pos in self.task.reached:
             each = len(self.task.branches) * (self.length - pos)
             several = max(1, self.task.max_rows // each)
-            for first in range(1, 1 + self.task.corruption.samples, several):
-                stop = min(first + several, 1 + self.task.corruption.samples)
+            for first in range(0, self.task.corruption.samples, several):
+                stop = min(first + several, self.task.corruption.samples)
                 size = each * (stop - first)
                 if chunk and used + size > self.task.max_rows:
                     yield chunk
@@ -199,11 +203,11 @@ class _Sweep:
 
     def _begin(self, layer: int, front: _Front, begun: Sequence[Tensor]) -> list[Tensor]:
         """The states of a front after a block in which something is put back at its position."""
-        kept, samples = self.layers[layer], slice(front.samples.start - 1, front.samples.stop - 1)
+        kept = self.layers[layer]
         states: list[Tensor] = []
         for out in begun:
-            state = kept.post[front.samples, front.pos :].clone()
-            state[:, 0] = out[samples, front.pos]
+            state = kept.post[front.rows, front.pos :].clone()
+            state[:, 0] = out[front.samples, front.pos]
             states.append(state[:, -self.task.readout.length :] if layer == self.depth - 1 else state)
         return states
 
@@ -213,15 +217,15 @@ class _Sweep:
         for kind, out in self.layers[layer].outs.items():
             clean = [i for i, stem in enumerate(stems) if stem.kind == kind and stem.pinned(layer)]
             severed = [i for i, stem in enumerate(stems) if stem.kind == "resid_post" and kind == self.task.severed]
-            value = out[0, front.pos] if clean else out[front.samples, front.pos].repeat(len(severed), 1)
+            value = out[0, front.pos] if clean else out[front.rows, front.pos].repeat(len(severed), 1)
             rows = [i * front.size + sample for i in clean or severed for sample in range(front.size)]
             if rows:
                 self.pins.values[kind] = (torch.tensor(rows), value)
 
     def _past(self, layer: int, front: _Front, rows: int) -> Past:
         """Keys and values of the corrupted run before the front."""
-        kept, samples = self.layers[layer].past, slice(front.samples.start - 1, front.samples.stop - 1)
-        return self.blocks.past(rows, (kept[0][samples], kept[1][samples]), front.pos)
+        keys, values = self.layers[layer].past
+        return self.blocks.past(rows, (keys[front.samples], values[front.samples]), front.pos)
 
     def read_front(self, front: _Front) -> Sequence[Float[Tensor, "sample measure"]]:
         """The measures of every stem."""
