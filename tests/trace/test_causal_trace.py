@@ -14,7 +14,7 @@ import torch
 from oracles import trace as oracle
 
 from tl_edit import Noise, applied_edits, causal_trace, embedding_std, host, tokenize_prompt
-from tl_edit.blocks import blocks_of
+from tl_edit.blocks import blocks_of, tolerance
 from tl_edit.trace import KINDS, window_layers
 
 PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
@@ -566,6 +566,15 @@ def test_half_precision_on_deep_models_needs_no_plain_runs(case, shift):
         bias.data += shift
     trace = causal_trace(model, PROMPT, SUBJECT, noise_std=STD, n_samples=3)
     assert trace.engine.startswith("blocks")
+
+
+def test_half_precision_is_allowed_the_rounding_of_its_logits():
+    half = (torch.randn(1, 1, 50, generator=torch.Generator().manual_seed(0)) - 30).bfloat16()
+    neighbour = half.clone()
+    neighbour.view(torch.int16)[0, 0, half.argmax()] += 1  # the next number in bfloat16
+    off = (half.float().log_softmax(-1) - neighbour.float().log_softmax(-1)).abs().max()
+    assert 0.05 < off <= tolerance(torch.bfloat16, half)
+    assert (tolerance(torch.float32, half), tolerance(torch.float64, half)) == (2e-4, 1e-5)
 
 
 @needs_hooked
