@@ -122,6 +122,25 @@ def _graphs(model: Model) -> list[tuple[nn.Module, str, Tensor]]:
     ]
 
 
+@contextmanager
+def memory_advice(operation: str, argument: str, value: int) -> Generator[None, None, None]:
+    """Turn running out of memory into advice: half of what ``argument`` was.
+
+    Raises:
+        MemoryError: naming the value to try.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # The CPU's allocator has no class of its own.
+        if not (isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)):
+            raise
+        raise MemoryError(
+            f"{operation}: memory ran out with {argument}={value} ({error}); expected the activations of so many "
+            f"positions to fit; pass {argument}={max(1, value // 2)}."
+        ) from error
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, or as it is if it is float64: half precision is no place for sums."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
