@@ -252,7 +252,7 @@ def test_last_log_probs_are_those_after_each_rows_last_real_token(case):
 
 @each_case
 def test_padding_beyond_a_sliding_window_is_numbers(case):
-    """Masked, these positions see no key; Hugging Face's Gemma 2 then has no number in float64, there and soon nowhere."""
+    """Masked, these positions see no key; Hugging Face's Gemma 2 then has no number in float64, and soon none."""
     model, length = build(case, dtype=torch.float64), 3 * WINDOW
     ids = torch.randint(5, 300, (2, length), generator=torch.Generator().manual_seed(2))
     mask = (torch.arange(length)[None] < torch.tensor([length, 4])[:, None]).long()

@@ -291,7 +291,9 @@ def _checked(operation: str, search: object, engine: object, max_rows: object) -
 
 
 def _sites(site: object, operation: str) -> tuple[Site, ...]:
-    listed = (site,) if isinstance(site, str) else tuple(cast(Iterable[object], site))
+    listed: tuple[object, ...] = (site,)
+    if isinstance(site, Iterable) and not isinstance(site, str):
+        listed = tuple(cast(Iterable[object], site))
     known = get_args(Site)
     if not listed or any(each not in known for each in listed) or len(set(listed)) < len(listed):
         raise ValueError(
