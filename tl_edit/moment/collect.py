@@ -20,7 +20,7 @@ from tl_edit.moment.mapping import SecondMoments
 from tl_edit.moment.processes import Processes, processes
 from tl_edit.moment.result import SecondMoment, check_ridge
 from tl_edit.moment.sums import Sums
-from tl_edit.moment.texts import OPERATION, Reader, Texts, batches
+from tl_edit.moment.texts import OPERATION, Numbered, Reader, Texts, batches
 
 WINDOW = 16
 """Batches' worth of tokens that are sorted by length together."""
@@ -28,7 +28,7 @@ WINDOW = 16
 
 def second_moment(
     model: Model,
-    texts: Iterable[str | Int[Tensor, " _"] | Mapping[str, Any]],
+    texts: Iterable[str | Int[Tensor, " _"] | Mapping[str, Any]] | Numbered,
     layers: Sequence[int],
     *,
     max_tokens: int | None = None,
@@ -70,7 +70,7 @@ def second_moment(
             were made without.
         count_bos: Whether the key at a BOS that begins a text counts.
         batch_tokens: Tokens per forward pass, padding included; a longer text is one pass.
-        split_halves: Also keep the second moment of one half of the texts, for `SecondMoment.convergence`.
+        split_halves: Also keep the second moment of every other text, for `SecondMoment.convergence`.
         ridge: What `SecondMoment.ridge` will be. It changes nothing that is measured.
         corpus: A note of what the texts are.
         checkpoint: A folder in which the sums are saved, so that a run that was stopped goes on there, with results
@@ -129,8 +129,8 @@ def _collect(
             share = reader.share()
             if shared is None and share is not None:
                 bar.total = round((sums.count + sum(row.counted for row in window)) / share)
-            for n, (rows, batch) in enumerate(batches(sums.model, window, batch_tokens)):
-                sums.add(rows, batch, n)
+            for rows, batch in batches(sums.model, window, batch_tokens):
+                sums.add(rows, batch)
                 bar.update(sum(row.counted for row in rows))
             sums.flush()
             if kept is not None:

@@ -144,7 +144,7 @@ class SecondMoment:
     def condition_number(self) -> float:
         """Largest over smallest eigenvalue, with the ridge, to about a per cent; computed once, with the factor.
 
-        The smallest eigenvalue is that of float32 products, so values above 1e7 may stand for any.
+        Products are in float32, so of values far above 1e7 only the size is meant.
 
         Raises:
             ValueError: If the matrix is singular.

@@ -32,8 +32,8 @@ class Sums:
         """Tokens that were counted."""
         return sum(gram.count for gram in next(iter(self.grams.values())))
 
-    def add(self, rows: Sequence[Row], batch: tokens.TokenBatch, n: int) -> None:
-        """Run batch ``n`` of a window and add its keys."""
+    def add(self, rows: Sequence[Row], batch: tokens.TokenBatch) -> None:
+        """Run a batch and add its keys."""
         counted = batch.attention_mask.bool().cpu()
         counted[:, 0] &= torch.tensor([row.skipped == 0 for row in rows])
         found = torch.zeros(counted.shape, dtype=torch.int64)
@@ -46,9 +46,9 @@ class Sums:
             sampled[layer] = forward.at_least_float32(keys[where[:, 0], where[:, 1]]).cpu()
             grams = self.grams[layer]
             for half, gram in enumerate(grams):
-                # Batches of one row each would all fall to the first half, so these take turns.
-                own = slice((half + n) % len(grams), None, len(grams))
-                gram.add(_flat(keys[own], counted[own]))
+                # By the number of the text, so that the halves do not depend on batches and processes.
+                own = torch.tensor([row.number % len(grams) == half for row in rows])
+                gram.add(_flat(keys, counted & own[:, None]))
 
         readers = {host.key_name(layer): partial(take, layer=layer) for layer in self.grams}
         forward.visit(self.model, batch, readers)

@@ -6,8 +6,8 @@ published programs. What can only be iterated is taken as it comes.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -19,6 +19,19 @@ from tl_edit.host import Model
 from tl_edit.moment.processes import Processes
 
 OPERATION = "second_moment"
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Texts that know how many they are and give each by its number, such as the datasets of torch."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One of them."""
+        ...
 
 
 class Row(NamedTuple):
@@ -49,9 +62,8 @@ class Texts:
         if self._column is not None and hasattr(given, "select_columns"):
             given = cast(Any, given).select_columns([self._column])
         # A Series of pandas gives items by label otherwise.
-        by_number: Any = getattr(given, "iloc", given)
-        self._given: Any = by_number if hasattr(by_number, "__getitem__") and hasattr(given, "__len__") else given
-        self.n: int | None = len(self._given) if hasattr(given, "__len__") else None
+        self._given: Any = getattr(given, "iloc", given)
+        self.n: int | None = len(cast(Sized, given)) if hasattr(given, "__len__") else None
         self._order: list[int] | None = None
         if self.n is not None and hasattr(self._given, "__getitem__"):
             self._order = list(range(self.n))
