@@ -32,7 +32,9 @@ def test_cholesky_is_computed_once_and_solves():
 
 
 def test_solving_needs_columns_of_the_right_width():
-    with pytest.raises(ValueError, match=r"shape \[3, 20\]; expected \[d_mlp n\] with d_mlp 20; pass keys as columns"):
+    with pytest.raises(
+        ValueError, match=r"shape \[3, 20\]; expected a tensor \[d_mlp n\] with d_mlp 20; pass keys as columns"
+    ):
         random_moment().solve(keys(3))
 
 
@@ -132,7 +134,7 @@ def test_convergence_says_what_is_missing():
     assert "Singular" in singular.verdict
     identity = SecondMoment(layer=0, matrix=torch.eye(4).double(), count=0).convergence()
     assert "control" in identity.verdict
-    with pytest.raises(ValueError, match=r"shape \[5, 20\]; expected \[n d_mlp\] with d_mlp 4"):
+    with pytest.raises(ValueError, match=r"shape \[5, 20\]; expected a tensor \[n d_mlp\] with d_mlp 4"):
         SecondMoment(layer=0, matrix=torch.eye(4).double(), count=9).convergence(keys(5))
 
 

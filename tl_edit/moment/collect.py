@@ -83,7 +83,7 @@ def second_moment(
         ValueError: For no or empty texts, layers that do not exist or have no dense ``W_out``, active dropout, a
             checkpoint of another run.
     """
-    bos = _checked(model, layers, prepend_bos, count_bos, split_halves, ridge, corpus)
+    bos = _checked(model, layers, prepend_bos, count_bos, split_halves, ridge, corpus, checkpoint)
     _check_numbers(max_tokens, max_length, seed, batch_tokens, checkpoint_seconds)
     source = Texts(texts, seed)
     with processes(OPERATION) as own:
@@ -147,6 +147,7 @@ def _checked(
     split_halves: object,
     ridge: object,
     corpus: object,
+    checkpoint: object,
 ) -> bool:
     """Whether a BOS begins each text."""
     host.check_ready(model, OPERATION)
@@ -156,6 +157,8 @@ def _checked(
             raise ValueError(f"{OPERATION}: {name} is {value!r}; expected True or False.")
     if not isinstance(corpus, str):
         raise ValueError(f"{OPERATION}: corpus is {corpus!r}; expected a note in words, e.g. 'wikipedia 20231101.en'.")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path):
+        raise ValueError(f"{OPERATION}: checkpoint is {checkpoint!r}; expected a path of a folder, or None.")
     check_ridge(ridge, OPERATION)
     return tokens.resolve_bos(model, prepend_bos)
 

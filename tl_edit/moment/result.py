@@ -116,11 +116,7 @@ class SecondMoment:
         Raises:
             ValueError: If the matrix is singular or ``rhs`` has another width.
         """
-        if rhs.ndim != 2 or len(rhs) != self.d_mlp:
-            raise ValueError(
-                f"SecondMoment.solve: the right-hand side is of shape {list(rhs.shape)}; expected [d_mlp n] with d_mlp "
-                f"{self.d_mlp}; pass keys as columns, e.g. keys.T."
-            )
+        _check_matrix(rhs, "SecondMoment.solve: the right-hand side", 0, self.d_mlp, "keys as columns, e.g. keys.T")
         return torch.cholesky_solve(rhs.to(self.cholesky), self.cholesky)
 
     def with_ridge(self, ridge: float) -> "SecondMoment":
@@ -162,11 +158,9 @@ class SecondMoment:
             ValueError: If the keys have another width.
         """
         asked = self.sample_keys if keys is None else keys
-        if asked is not None and (asked.ndim != 2 or asked.shape[1] != self.d_mlp):
-            raise ValueError(
-                f"SecondMoment.convergence: keys are of shape {list(asked.shape)}; expected [n d_mlp] with d_mlp "
-                f"{self.d_mlp}; pass e.g. extract_keys_values(...).keys[{self.layer}]."
-            )
+        if asked is not None:
+            example = f"e.g. extract_keys_values(...).keys[{self.layer}]"
+            _check_matrix(asked, "SecondMoment.convergence: what is asked for", 1, self.d_mlp, example)
         try:
             condition = self.condition_number
         except ValueError:
@@ -365,6 +359,14 @@ def _with_ridge(matrix: Float[Tensor, "d_mlp d_mlp"], added: float) -> Float[Ten
     regular = matrix.clone()
     regular.diagonal().add_(added)
     return regular
+
+
+def _check_matrix(given: object, what: str, axis: int, d_mlp: int, example: str) -> None:
+    """Refuse what is no matrix whose ``axis`` is ``d_mlp`` wide."""
+    if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[axis] != d_mlp:
+        found = f"of shape {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
+        shape = "[n d_mlp]" if axis else "[d_mlp n]"
+        raise ValueError(f"{what} is {found}; expected a tensor {shape} with d_mlp {d_mlp}; pass {example}.")
 
 
 def check_ridge(ridge: object, operation: str) -> None:
