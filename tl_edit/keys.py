@@ -91,22 +91,10 @@ def extract_keys_values(
         for template in templates
     ]
     names = {layer: (host.key_name(layer), host.value_name(model, layer)) for layer in layers}
-    read: dict[str, list[Tensor]] = {name: [] for pair in names.values() for name in pair}
-    whole = attach.foreign_hook(model) is not None
-    order: list[int] = []
-    for chunk in _chunks(prompts, batch_size, one_length=whole):
-        # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
-        ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
-        batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
-        rows, lookup = torch.arange(len(chunk)), torch.tensor([prompts[i].subject_last for i in chunk])
-        for name, act in activations(model, batch, list(read)).items():
-            read[name].append(act[rows, lookup].cpu())
-        order += chunk
-    back = torch.tensor(order).argsort()
+    read = read_lookups(model, prompts, [name for pair in names.values() for name in pair], batch_size)
 
     def by_request(name: str) -> Float[Tensor, "request prefix width"]:
-        in_order = torch.cat(read[name])[back]
-        return rearrange(in_order, "(request prefix) width -> request prefix width", request=len(asked))
+        return rearrange(read[name], "(request prefix) width -> request prefix width", request=len(asked))
 
     keys = {layer: by_request(key) for layer, (key, _) in names.items()}
     values = {layer: by_request(value) for layer, (_, value) in names.items()}
@@ -121,6 +109,28 @@ def extract_keys_values(
         mean_keys={layer: _mean(key) for layer, key in keys.items()},
         mean_values={layer: _mean(value) for layer, value in values.items()},
     )
+
+
+def read_lookups(
+    model: Model, prompts: Sequence[tokens.Prompt], names: Sequence[str], batch_size: int = 64
+) -> dict[str, Float[Tensor, "prompt _"]]:
+    """By name: the activations of ``prompts`` at their lookup positions, on the CPU, in the model's dtype.
+
+    What `extract_keys_values` says of cut and whole prompts holds here.
+    """
+    read: dict[str, list[Tensor]] = {name: [] for name in names}
+    whole = attach.foreign_hook(model) is not None
+    order: list[int] = []
+    for chunk in _chunks(prompts, batch_size, one_length=whole):
+        # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
+        ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
+        batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
+        rows, lookup = torch.arange(len(chunk)), torch.tensor([prompts[i].subject_last for i in chunk])
+        for name, act in activations(model, batch, list(read)).items():
+            read[name].append(act[rows, lookup].cpu())
+        order += chunk
+    back = torch.tensor(order).argsort()
+    return {name: torch.cat(several)[back] for name, several in read.items()}
 
 
 def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor, "request width"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
+from tl_edit.forward import memory_advice
 from tl_edit.host import Model
 from tl_edit.moment.checkpoint import Checkpoint
 from tl_edit.moment.fingerprint import probe_keys
@@ -82,6 +83,7 @@ def second_moment(
     Raises:
         ValueError: For no or empty texts, layers that do not exist or have no dense ``W_out``, active dropout, a
             checkpoint of another run.
+        MemoryError: If memory runs out, naming the ``batch_tokens`` to try.
     """
     bos = _checked(model, layers, prepend_bos, count_bos, split_halves, ridge, corpus, checkpoint)
     _check_numbers(max_tokens, max_length, seed, batch_tokens, checkpoint_seconds)
@@ -93,7 +95,7 @@ def second_moment(
         kept = None
         if checkpoint is not None:
             given |= {"max_length": max_length, "seed": seed, "batch_tokens": batch_tokens, "texts": source.n}
-            given |= {"layers": list(sums.grams), "split_halves": split_halves}
+            given |= {"layers": list(sums.grams), "split_halves": split_halves, "engine": sums.engine.description}
             kept = Checkpoint(Path(checkpoint), checkpoint_seconds, model, own, given)
             kept.resume(reader, sums)
         _collect(reader, sums, own, kept, batch_tokens, max_tokens, progress)
@@ -130,7 +132,8 @@ def _collect(
             if shared is None and share is not None:
                 bar.total = round((sums.count + sum(row.counted for row in window)) / share)
             for rows, batch in batches(sums.model, window, batch_tokens):
-                sums.add(rows, batch)
+                with memory_advice(OPERATION, "batch_tokens", batch_tokens):
+                    sums.add(rows, batch)
                 bar.update(sum(row.counted for row in rows))
             sums.flush()
             if kept is not None:

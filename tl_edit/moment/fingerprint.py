@@ -7,7 +7,7 @@ tell a model by what it does, and not by how it was loaded.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import host, tokens
@@ -22,12 +22,16 @@ DOUBTED = 0.2
 the depth, noise of a tenth of each weight matrix's spread 0.14 to 0.67."""
 
 
-def probe_keys(model: Model, layers: Sequence[int]) -> dict[int, Float[Tensor, "pos d_mlp"]]:
-    """Keys by layer of the tokens ``(37 i + 5) % min(d_vocab, 256)`` for 16 positions, without a BOS, in float32."""
+def probe(model: Model, n: int) -> Int[Tensor, " pos"]:
+    """The tokens ``(37 i + 5) % min(d_vocab, 256)``, without a BOS, at most as many as the context holds."""
     size = min(int(model.cfg.d_vocab), 256)
-    ids = torch.tensor([(37 * i + 5) % size for i in range(min(LENGTH, int(model.cfg.n_ctx)))])
+    return torch.tensor([(37 * i + 5) % size for i in range(min(n, int(model.cfg.n_ctx)))])
+
+
+def probe_keys(model: Model, layers: Sequence[int]) -> dict[int, Float[Tensor, "pos d_mlp"]]:
+    """Keys by layer of 16 tokens of `probe`, in float32."""
     names = {layer: host.key_name(layer) for layer in layers}
-    read = activations(model, tokens.pad(model, [ids]), list(names.values()))
+    read = activations(model, tokens.pad(model, [probe(model, LENGTH)]), list(names.values()))
     return {layer: at_least_float32(read[name][0]).to("cpu", torch.float32) for layer, name in names.items()}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_edit import forward, host, tokens
 from tl_edit.host import Model
+from tl_edit.moment.engine import Engine
 from tl_edit.moment.gram import Gram
 from tl_edit.moment.processes import Processes
 from tl_edit.moment.sample import SIZE, Sample, marks
@@ -21,6 +22,7 @@ class Sums:
 
     def __init__(self, model: Model, layers: Sequence[int], seed: int, split_halves: bool) -> None:
         self.model, self.seed = model, seed
+        self.engine = Engine(model, layers)
         self.grams: dict[int, list[Gram]] = {
             layer: [Gram(layer, host.w_out(model, layer).shape[0]) for _ in range(1 + split_halves)] for layer in layers
         }
@@ -50,8 +52,7 @@ class Sums:
                 own = torch.tensor([row.number % len(grams) == half for row in rows])
                 gram.add(_flat(keys, counted & own[:, None]))
 
-        readers = {host.key_name(layer): partial(take, layer=layer) for layer in self.grams}
-        forward.visit(self.model, batch, readers)
+        self.engine.show(batch, {layer: partial(take, layer=layer) for layer in self.grams})
         self.sample.add(found[where[:, 0], where[:, 1]], sampled)
 
     def flush(self) -> None:
