@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tiny_models
 import tiny_tokenizers
 import torch
 
-from tl_edit import second_moment
+from tl_edit import host, second_moment
 from tl_edit.moment import collect
 from tl_edit.moment.processes import Processes, processes
 
@@ -67,6 +68,19 @@ def stopped(model, folder, after=50, texts=TEXTS, **options):
         )
 
 
+@pytest.fixture(scope="module")
+def left(model, tmp_path_factory):
+    """What a stopped run left; to be copied by whoever changes it."""
+    folder = tmp_path_factory.mktemp("left") / "run"
+    stopped(model, folder)
+    return folder
+
+
+@pytest.fixture
+def copied(left, tmp_path):
+    return Path(shutil.copytree(left, tmp_path / "run"))
+
+
 @pytest.mark.parametrize("max_tokens", [None, 1000])
 @pytest.mark.parametrize("after", [5, 30, 50])
 def test_a_stopped_run_goes_on_with_equal_results(model, tmp_path, after, max_tokens):
@@ -117,12 +131,11 @@ def test_a_killed_process_goes_on_with_equal_results(model, tmp_path):
     assert_equal(again, second_moment(model, TEXTS, [0, 2], **OPTIONS))
 
 
-def test_what_a_saving_leaves_when_it_is_cut_off_does_not_matter(model, tmp_path):
-    stopped(model, tmp_path / "run")
-    inner = tmp_path / "run" / "process-1-of-1"
+def test_what_a_saving_leaves_when_it_is_cut_off_does_not_matter(model, copied):
+    inner = copied / "process-1-of-1"
     (inner / "layer-0-step-99.safetensors").write_bytes(b"torn")
     (inner / "state.json.part").write_text("{")
-    again = second_moment(model, TEXTS, [0, 2], checkpoint=tmp_path / "run", **OPTIONS)
+    again = second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
     assert_equal(again, second_moment(model, TEXTS, [0, 2], **OPTIONS))
 
 
@@ -162,23 +175,18 @@ def test_nothing_is_saved_before_it_is_time(model, tmp_path):
         ({"model": tiny_models.build("gpt2", dtype=torch.bfloat16)}, "weights"),
     ],
 )
-def test_another_run_is_refused(model, tmp_path, changes, message):
-    stopped(model, tmp_path / "run")
-    given = {"model": model, "texts": TEXTS, "layers": [0, 2], "checkpoint": tmp_path / "run"} | OPTIONS | changes
+def test_another_run_is_refused(model, left, changes, message):
+    given = {"model": model, "texts": TEXTS, "layers": [0, 2], "checkpoint": left} | OPTIONS | changes
     with pytest.raises(ValueError, match=message):
         second_moment(**given)
 
 
-def test_an_edited_model_is_another_model(model, tmp_path):
-    stopped(model, tmp_path / "run")
-    weight = model.blocks[0].mlp.W_out if hasattr(model.blocks[0].mlp, "W_out") else None
-    before = weight.detach().clone()
-    with torch.no_grad():
-        weight[0, 0] += 1e-3
+def test_an_edited_model_is_another_model(model, left):
+    before = host.w_out(model, 0).clone()
+    host.write_w_out(model, 0, before + 1e-3)
     with pytest.raises(ValueError, match="weights"):
-        second_moment(model, TEXTS, [0, 2], checkpoint=tmp_path / "run", **OPTIONS)
-    with torch.no_grad():
-        weight.copy_(before)
+        second_moment(model, TEXTS, [0, 2], checkpoint=left, **OPTIONS)
+    host.write_w_out(model, 0, before)
 
 
 def test_hooks_of_the_users_are_refused(model, tmp_path):
@@ -203,19 +211,17 @@ def flip(path: Path):
     ("damage", "name"),
     [(truncate, "layer-2-*"), (flip, "layer-2-*"), (Path.unlink, "layer-2-*"), (truncate, "state.json")],
 )
-def test_damaged_files_are_refused(model, tmp_path, damage, name):
-    stopped(model, tmp_path / "run")
-    damage(next((tmp_path / "run").rglob(name)))
+def test_damaged_files_are_refused(model, copied, damage, name):
+    damage(next(copied.rglob(name)))
     with pytest.raises(ValueError, match=r"is damaged \(.*expected what second_moment wrote there; remove .* anew"):
-        second_moment(model, TEXTS, [0, 2], checkpoint=tmp_path / "run", **OPTIONS)
+        second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", json.dumps({"run": {}, "schema": "another"})])
-def test_foreign_manifests_are_refused(model, tmp_path, content):
-    stopped(model, tmp_path / "run")
-    next((tmp_path / "run").rglob("state.json")).write_text(content)
+def test_foreign_manifests_are_refused(model, copied, content):
+    next(copied.rglob("state.json")).write_text(content)
     with pytest.raises(ValueError, match=r"state.json is damaged"):
-        second_moment(model, TEXTS, [0, 2], checkpoint=tmp_path / "run", **OPTIONS)
+        second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
 
 
 def test_folders_of_other_things_are_refused(model, tmp_path):

@@ -107,7 +107,7 @@ def test_count_bos_leaves_out_the_first_key_alone(family):
     options = {"prepend_bos": True, "count_bos": False, "progress": False}
     moment = second_moment(model, TEXTS, [1], **options)[1]
     assert moment.count == count
-    assert torch.allclose(moment.matrix, total / count, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(moment.matrix, total / count, rtol=1e-5, atol=1e-6)
     assert "without BOS" in repr(moment)
     assert second_moment(model, TEXTS, [1], max_tokens=33, **options)[1].count == 33
     assert sum(row.counted for row in rows(model, TEXTS, count_bos=False)) == count

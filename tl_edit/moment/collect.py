@@ -51,6 +51,9 @@ def second_moment(
     while it is measured and 8 ``d_mlp``^2 afterwards: 3.2 and 2.1 GB at a width of 16384; with ``split_halves`` twice
     that, then three times 8.
 
+    On a HookedTransformer of a common kind without hooks of yours, in float32 or float64, keys are computed with packed
+    weights, after a comparison with the model's own pass; otherwise by that pass, hooks of yours included.
+
     Under ``accelerate launch`` or ``torchrun`` every process must call this with the same arguments; the texts are
     shared out among them, and all get the same result.
 

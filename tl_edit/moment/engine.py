@@ -36,7 +36,10 @@ class Engine:
         self._blocks: PackedBlocks | None = None
         self.description = "the model's own pass"
         """How keys are computed."""
-        if attach.foreign_hook(model) is None and getattr(model.cfg, "attention_dir", "causal") == "causal":
+        # Others have no packed form, and need not wait for a comparison.
+        common = host.interface(model) == "HookedTransformer" and model.cfg.dtype in LIMITS
+        causal = getattr(model.cfg, "attention_dir", "causal") == "causal"
+        if common and causal and attach.foreign_hook(model) is None:
             self._try_packed(layers)
 
     @torch.no_grad()
