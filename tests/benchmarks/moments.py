@@ -1,6 +1,6 @@
 """Speed of `second_moment` against other ways to the same matrices: ``python tests/benchmarks/moments.py``.
 
-A model of GPT-2 small's size with random weights, five layers, texts of mixed length. It takes some five minutes on two
+A model of GPT-2 small's size with random weights, five layers, texts of mixed length. It takes some ten minutes on two
 cores; compare the ratios, not the seconds. Seconds are of the CPU (all threads), of one process, all ways in turn.
 ``--quick`` only shows that the benchmark works.
 """
@@ -144,7 +144,7 @@ def gemm_peak() -> float:
 def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("--threads", 2), ("--repeats", 3), ("--tokens", 16384)):
+    for name, default in (("--threads", 2), ("--repeats", 3), ("--tokens", 8192)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--quick", action="store_true", help="two layers, one repeat: only whether it works")
     args = parser.parse_args()
