@@ -23,7 +23,7 @@ FLOORS = {
     "forward": 2,
     "edit": 2,
     "blocks": 3,
-    "moment": 3,
+    "moment": 4,
     "keys": 3,
     "values": 4,
     "prefixes": 3,
@@ -97,7 +97,7 @@ def test_import_is_light():
 
 
 def test_every_public_name_exists_and_is_documented():
-    assert len(tl_edit.__all__) <= 40
+    assert len(tl_edit.__all__) <= 60
     for name in tl_edit.__all__:
         assert getattr(tl_edit, name).__doc__, name
 
@@ -152,6 +152,31 @@ WRONG_TYPES = {
     "second_moment(model, [torch.zeros(4)], [0])": "a tensor of torch.float32, shape [4]",
     "second_moment(model, [torch.zeros(2, 4).long()], [0])": "shape [2, 4]",
     "second_moment(model, [[3, 4]], [0])": "hold list",
+    "second_moment(model, {'a': 'Rome'}, [0])": "type dict",
+    "second_moment(model, 5, [0])": "type int",
+    "second_moment(model, ['Rome'], [0], max_tokens='9')": "max_tokens is '9'",
+    "second_moment(model, ['Rome'], [0], max_length=0.5)": "max_length is 0.5",
+    "second_moment(model, ['Rome'], [0], seed=None)": "seed is None",
+    "second_moment(model, ['Rome'], [0], count_bos='yes')": "count_bos is 'yes'",
+    "second_moment(model, ['Rome'], [0], split_halves=1)": "split_halves is 1",
+    "second_moment(model, ['Rome'], [0], ridge='0.1')": "ridge is '0.1'",
+    "second_moment(model, ['Rome'], [0], ridge=float('nan'))": "ridge is nan",
+    "second_moment(model, ['Rome'], [0], corpus=5)": "corpus is 5",
+    "second_moment(model, ['Rome'], [0], checkpoint=5)": "checkpoint is 5",
+    "second_moment(model, ['Rome'], [0], checkpoint_seconds=None)": "checkpoint_seconds is None",
+    "moments[0].with_ridge(None)": "ridge is None",
+    "moments[0].solve(torch.ones(3))": "shape [3]",
+    "moments[0].solve([1.0])": "of type list",
+    "moments[0].convergence(torch.ones(3))": "shape [3]",
+    "moments[0].save('x', dtype='float32')": "dtype is float32",
+    "moments[0].to_npz('x')": "of 0 tokens",
+    "SecondMoment.from_npz('missing.npz', '17')": "layer is '17'",
+    "SecondMoment.from_npz('missing.npz', 17)": "cannot be read",
+    "SecondMoment.load('missing')": "cannot be read",
+    "SecondMoments.load('missing')": "holds no files",
+    "read_texts(['a', 'b'])": "type list",
+    "read_texts('missing.txt')": "no file or folder",
+    "read_texts('missing.txt', n_texts='9')": "n_texts is '9'",
     "trace_facts(model, ['a prompt'])": "fact 0 is 'a prompt'",
     "trace_facts(model, [('a prompt', 5)])": "fact 0 is ('a prompt', 5)",
     "trace_facts(model, None)": "found None",

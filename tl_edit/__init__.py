@@ -5,7 +5,7 @@ from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
-from tl_edit.moment import SecondMoment, SecondMoments, second_moment
+from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AverageTrace",
     "CausalTrace",
+    "Convergence",
     "Edit",
     "EditRecord",
     "EditRequest",
@@ -54,6 +55,7 @@ __all__ = [
     "forget_edits",
     "generate_prefixes",
     "optimize_value",
+    "read_texts",
     "restore",
     "rome_edit",
     "rome_update",
