@@ -85,10 +85,36 @@ def rome(model, request, layer, factor, config, *, prefixes, prepend_bos):
     return [left[:, None], ((values["value"].double() - value) / (key @ left))[None]]
 
 
+def memit(model, requests, layers, moments, config, weight, *, prefixes, prepend_bos):
+    """MEMIT's change of each layer as the program computes it; the weights are put back."""
+    given = {"prefixes": prefixes, "prepend_bos": prepend_bos}
+    top = layers[-1]
+    goals = []
+    for request in requests:
+        values, _, _ = search(model, request, top, sites=("resid_post",), settings=config, **given)
+        goals.append(values["resid_post"].double())
+    asked = [rows_of(model, request, **given) for request in requests]
+    bare = ([rows[0] for rows, _, _ in asked], [lookup[0] for _, lookup, _ in asked])
+    flat = ([row for rows, _, _ in asked for row in rows[:-1]], [at for _, lookup, _ in asked for at in lookup[:-1]])
+    before = {layer: host.w_out(model, layer).clone() for layer in layers}
+    changes = []
+    for i, layer in enumerate(layers):
+        keys = keys_values(model, *flat, layer)[0].double().unflatten(0, (len(requests), -1))
+        keys = (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+        now = keys_values(model, *bare, layer, [f"blocks.{top}.hook_resid_post"])[0].double()
+        residual = (torch.stack(goals) - now) / (len(layers) - i)
+        system = weight * moments[layer].matrix + keys.T @ keys
+        changes.append(torch.linalg.solve(system, keys.T) @ residual)
+        host.write_w_out(model, layer, (before[layer].double() + changes[-1]).to(before[layer].dtype))
+    for layer, weights in before.items():
+        host.write_w_out(model, layer, weights)
+    return changes
+
+
 @torch.no_grad()
-def keys_values(model, rows, lookup, layer):
-    """Keys and values at the lookup positions, in a whole pass."""
-    store = {}
+def keys_values(model, rows, lookup, layer, names=None):
+    """Keys and values (or what ``names`` say) at the lookup positions, in a whole pass."""
+    store, width = {}, max(map(len, rows))
 
     def keeper(name):
         def keep(act, hook):
@@ -96,8 +122,8 @@ def keys_values(model, rows, lookup, layer):
 
         return (name, keep)
 
-    batch = torch.stack(rows)
-    names = [host.key_name(layer), host.value_name(model, layer)]
+    batch = torch.stack([torch.cat([row, row.new_zeros(width - len(row))]) for row in rows])
+    names = names or [host.key_name(layer), host.value_name(model, layer)]
     forward(model, batch, torch.ones_like(batch), [keeper(name) for name in names])
     return tuple(store[name] for name in names)
 

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
-from torch import Tensor, nn
+from torch import Tensor
 
 from tl_edit import attach, host
 from tl_edit.digest import digest
 from tl_edit.host import Model
+from tl_edit.identity import weights_digest
 from tl_edit.moment.processes import Processes
 from tl_edit.moment.sums import Sums
 from tl_edit.moment.texts import OPERATION, Reader
@@ -47,7 +47,7 @@ class Checkpoint:
             )
         self._folder, self._seconds = folder, seconds
         self._path = folder / f"process-{own.rank + 1}-of-{own.world}"
-        self._run = {"model": host.model_name(model), "weights": _weights(model), "tokenizer": _tokenizer(model)}
+        self._run = {"model": host.model_name(model), "weights": weights_digest(model), "tokenizer": _tokenizer(model)}
         self._run |= {"processes": own.world, **settings}
         self._last = time.monotonic()
         self._step = 0
@@ -189,12 +189,6 @@ def reader_goes_to(reader: Reader, state: Mapping[str, Any]) -> bool:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(part for name in sorted(tensors) for part in (name, str(tensors[name].shape), tensors[name]))
-
-
-def _weights(model: Model) -> str:
-    module = cast(nn.Module, model)
-    with torch.no_grad():
-        return digest([*module.parameters(), *module.buffers()])
 
 
 def _tokenizer(model: Model) -> str:
