@@ -239,12 +239,12 @@ class TestStarts:
     def test_texts_begin_with_the_words_in_turn_and_have_the_length(self, interface):
         model = shared("gpt2", interface)
         starts = ("The", "Because")
-        made = generate_prefixes(model, lengths=(6,), n_per_length=5, starts=starts)
+        made = generate_prefixes(model, lengths=(9,), n_per_length=5, starts=starts)
         assert [text.startswith(starts[i % 2]) for i, text in enumerate(made)] == [True] * 5
         for text in made:
             check_template(text, "prefix")
-        sampled = prefixes._sample(model, prefixes._begun(model, starts, 6), 6, 5, torch.Generator().manual_seed(0))
-        assert sampled.shape == (2, 6)
+        sampled = prefixes._sample(model, prefixes._begun(model, starts, 9), 9, 5, torch.Generator().manual_seed(0))
+        assert sampled.shape == (2, 9)
         assert start_of(model) not in sampled[:, 0]
 
     def test_each_row_is_drawn_from_what_the_model_says_after_it(self):

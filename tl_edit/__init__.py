@@ -5,6 +5,7 @@ from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
+from tl_edit.memit import alpha_update, emmet_update, memit_update
 from tl_edit.moment import SecondMoment, SecondMoments, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
@@ -27,6 +28,9 @@ from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 __version__ = "0.1.0"
 
 __all__ = [
+    "alpha_update",
+    "emmet_update",
+    "memit_update",
     "AverageTrace",
     "CausalTrace",
     "Edit",

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host, tokens
+from tl_edit.arguments import as_moments, moment_of
 from tl_edit.edit import Edit, LowRank
 from tl_edit.forward import length
 from tl_edit.host import Model
@@ -198,7 +199,7 @@ def rome_edit(
             f"pass layer=, e.g. layer={host.n_layers(model) // 3}."
         )
     host.check_layers(model, [at], operation)
-    moment = _moment_for(model, moments, at, operation)
+    moment = moment_of(model, as_moments(moments, [at], operation), at, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
     read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
@@ -237,23 +238,6 @@ def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
     if config.n_prefixes == 0:
         return ()
     return generate_prefixes(model, lengths=config.prefix_lengths, n_per_length=config.n_prefixes, seed=config.seed)
-
-
-def _moment_for(model: Model, moments: object, layer: int, operation: str) -> SecondMoment:
-    """The moment of ``layer``, checked against the model."""
-    by_layer = SecondMoments([moments]) if isinstance(moments, SecondMoment) else moments
-    if not isinstance(by_layer, SecondMoments):
-        raise ValueError(
-            f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
-            f"texts, layers=[{layer}]), or SecondMoments.identity(model, [{layer}]) for the control without."
-        )
-    if layer not in by_layer:
-        raise ValueError(
-            f"{operation}: the second moments given are for layers {list(by_layer)}; the edit is at layer {layer}; "
-            f"compute it with second_moment(model, texts, layers=[{layer}])."
-        )
-    by_layer[layer].check_fits(model, operation)
-    return by_layer[layer]
 
 
 def _diagnostics(
