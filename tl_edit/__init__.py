@@ -5,7 +5,16 @@ from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
-from tl_edit.memit import alpha_update, emmet_update, memit_update
+from tl_edit.memit import (
+    AlphaEditConfig,
+    EMMETConfig,
+    MEMITConfig,
+    PMETConfig,
+    alpha_update,
+    emmet_update,
+    memit_edit,
+    memit_update,
+)
 from tl_edit.moment import SecondMoment, SecondMoments, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
@@ -23,16 +32,15 @@ from tl_edit.trace import (
     trace_difference,
     trace_facts,
 )
-from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
+from tl_edit.values import OptimizedValue, ValueSearch, optimize_value, optimize_values
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "alpha_update",
-    "emmet_update",
-    "memit_update",
+    "AlphaEditConfig",
     "AverageTrace",
     "CausalTrace",
+    "EMMETConfig",
     "Edit",
     "EditRecord",
     "EditRequest",
@@ -40,24 +48,31 @@ __all__ = [
     "KeysValues",
     "KnownFact",
     "LowRank",
+    "MEMITConfig",
     "Noise",
     "OptimizedValue",
+    "PMETConfig",
     "ROMEConfig",
     "SecondMoment",
     "SecondMoments",
     "TraceDifference",
     "ValueSearch",
+    "alpha_update",
     "applied_edits",
     "average_traces",
     "capture",
     "causal_trace",
     "corrupt_subject",
     "embedding_std",
+    "emmet_update",
     "evaluate",
     "extract_keys_values",
     "forget_edits",
     "generate_prefixes",
+    "memit_edit",
+    "memit_update",
     "optimize_value",
+    "optimize_values",
     "restore",
     "rome_edit",
     "rome_update",
