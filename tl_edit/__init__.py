@@ -8,12 +8,16 @@ from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.memit import (
     AlphaEditConfig,
     EMMETConfig,
+    KeyCache,
     MEMITConfig,
     PMETConfig,
+    alpha_edit,
     alpha_update,
+    emmet_edit,
     emmet_update,
     memit_edit,
     memit_update,
+    pmet_edit,
 )
 from tl_edit.moment import SecondMoment, SecondMoments, second_moment
 from tl_edit.prefixes import generate_prefixes
@@ -45,6 +49,7 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "KeyCache",
     "KeysValues",
     "KnownFact",
     "LowRank",
@@ -57,6 +62,7 @@ __all__ = [
     "SecondMoments",
     "TraceDifference",
     "ValueSearch",
+    "alpha_edit",
     "alpha_update",
     "applied_edits",
     "average_traces",
@@ -64,6 +70,7 @@ __all__ = [
     "causal_trace",
     "corrupt_subject",
     "embedding_std",
+    "emmet_edit",
     "emmet_update",
     "evaluate",
     "extract_keys_values",
@@ -73,6 +80,7 @@ __all__ = [
     "memit_update",
     "optimize_value",
     "optimize_values",
+    "pmet_edit",
     "restore",
     "rome_edit",
     "rome_update",

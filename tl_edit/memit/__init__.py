@@ -13,16 +13,22 @@ Files: `algebra` (tensors only), `settings`, `requests` (what is asked for, cont
 """
 
 from tl_edit.memit.algebra import alpha_update, emmet_update, memit_update
+from tl_edit.memit.cache import KeyCache
+from tl_edit.memit.relatives import alpha_edit, emmet_edit, pmet_edit
 from tl_edit.memit.run import memit_edit
 from tl_edit.memit.settings import AlphaEditConfig, EMMETConfig, MEMITConfig, PMETConfig
 
 __all__ = [
     "AlphaEditConfig",
     "EMMETConfig",
+    "KeyCache",
     "MEMITConfig",
     "PMETConfig",
+    "alpha_edit",
     "alpha_update",
+    "emmet_edit",
     "emmet_update",
     "memit_edit",
     "memit_update",
+    "pmet_edit",
 ]

@@ -174,17 +174,17 @@ def null_space(
 
 def rarity(factor: Float[Tensor, "d_mlp d_mlp"], keys: Float[Tensor, "request d_mlp"]) -> Float[Tensor, " request"]:
     """``k^T C^-1 k / d_mlp``: how far out a key is; the mean over text is 1, and rare keys are easier to edit."""
-    half = torch.linalg.solve_triangular(_wide(factor), _wide(keys).T, upper=False)
+    half = _triangular(_wide(factor), _wide(keys).T)
     return half.square().sum(0) / half.shape[0]
 
 
 def _dual(operation: str, factor: Tensor, K: Tensor, R: Tensor, weight: float) -> LowRank:
     """``C^-1 K^T (K C^-1 K^T + weight I)^-1 R`` with C = factor factor^T."""
-    half = torch.linalg.solve_triangular(factor, K.T, upper=False)
+    half = _triangular(factor, K.T)
     gram = half.T @ half
     gram.diagonal().add_(weight)
     found = _solved(_independent(operation, gram), half.T, R, kernel=True)
-    return LowRank(left=torch.linalg.solve_triangular(factor.T, found.left, upper=True), right=found.right)
+    return LowRank(left=_triangular(factor.T, found.left, upper=True), right=found.right)
 
 
 def _solved(factor: Tensor, K: Tensor, R: Tensor, *, kernel: bool = False) -> LowRank:
@@ -194,6 +194,10 @@ def _solved(factor: Tensor, K: Tensor, R: Tensor, *, kernel: bool = False) -> Lo
         return LowRank(left=whole, right=torch.eye(R.shape[1], dtype=R.dtype, device=R.device))
     left = torch.cholesky_solve(K, factor).T if kernel else torch.cholesky_solve(K.T, factor)
     return LowRank(left=left, right=R)
+
+
+def _triangular(factor: Tensor, right: Tensor, *, upper: bool = False) -> Tensor:
+    return cast(Tensor, torch.linalg.solve_triangular(factor, right, upper=upper))
 
 
 def _cholesky(operation: str, matrix: Tensor, what: str) -> Tensor:

@@ -1,7 +1,7 @@
 """What MEMIT and its relatives have in common: values once, then layer by layer keys, residuals and an update."""
 
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from tl_edit.arguments import as_moments, moment_of
 from tl_edit.edit import Edit, LowRank, check_untouched
 from tl_edit.forward import length
 from tl_edit.host import Model
-from tl_edit.memit.algebra import rarity
 from tl_edit.memit.requests import Asked, Conflicts, Contexts, distinct
 from tl_edit.memit.settings import SpreadSettings
 from tl_edit.moment import SecondMoment, SecondMoments
@@ -42,6 +41,8 @@ class Method:
     """Where the values are sought; residuals are taken at the first."""
     part: Callable[[int], float] = float
     """What a residual is divided by, of the number of layers left."""
+    needs_factor: bool = True
+    """Whether the second moment must be positive definite."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def spread(
     for layer in layers:
         # Nobody wants to hear of it after hours of search.
         moment = moment_of(model, by_layer, layer, operation)
-        if 0 < moment.count < moment.d_mlp:
+        if method.needs_factor and 0 < moment.count < moment.d_mlp:
             _ = moment.cholesky
     if apply:
         check_untouched(model, layers, operation)
@@ -149,18 +150,19 @@ def spread(
             residuals = (goals - now) / method.part(left)
             moment = moment_of(model, by_layer, layer, operation)
             deltas[layer], own = method.solve(moment, keys, residuals)
-            for name, number in (_numbers(model, layer, moment, keys, goals, now, deltas[layer]) | own).items():
+            for name, number in (_numbers(model, layer, goals, now, deltas[layer]) | own).items():
                 notes.setdefault(name, {})[layer] = number
             write(layer, deltas[layer])
         if keys_after:
             after = {layer: prompts.read(model, host.key_name(layer), host.key_name(layer))[0] for layer in layers}
+    diagnostics: dict[str, Any] = {**notes, **_of_values(found), "prefixes": contexts.templates, "dropped": dropped}
     edit = Edit(
         method=method.name,
         deltas=deltas,
         requests=asked,
         config=config,
         provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
-        diagnostics=notes | _of_values(found) | {"prefixes": contexts.templates, "dropped": dropped},
+        diagnostics=diagnostics,
     )
     return Spread(edit=edit, keys_after=after)
 
@@ -247,19 +249,20 @@ def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Se
         )
 
 
-def _numbers(
-    model: Model, layer: int, moment: SecondMoment, keys: Keys, goals: Tensor, now: Tensor, delta: LowRank
-) -> dict[str, float]:
-    residual = (goals - now).norm(dim=1)
+def _numbers(model: Model, layer: int, goals: Residuals, now: Residuals, delta: LowRank) -> dict[str, float]:
+    residual = _lengths(goals - now)
     return {
         "residual": float(residual.mean()),
-        "relative_residual": float((residual / goals.norm(dim=1)).mean()),
-        "key_rarity": float(rarity(moment.cholesky, keys).mean()),
+        "relative_residual": float((residual / _lengths(goals)).mean()),
         "relative_norm": delta.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
     }
 
 
-def _of_values(found: Sequence[OptimizedValue]) -> Mapping[str, Any]:
+def _lengths(rows: Residuals) -> Float[Tensor, " request"]:
+    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))
+
+
+def _of_values(found: Sequence[OptimizedValue]) -> dict[str, Any]:
     return {
         "target_prob": tuple(value.target_prob for value in found),
         "delta_ratio": tuple(value.delta_ratio for value in found),

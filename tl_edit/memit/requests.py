@@ -60,12 +60,14 @@ class Contexts:
         Raises:
             ValueError: If they are neither, or a template is malformed.
         """
+        given = prefixes
         if isinstance(prefixes, Iterable) and not isinstance(prefixes, str | dict):
-            prefixes = tuple(cast(Iterable[object], prefixes))
-            if prefixes and all(isinstance(several, list | tuple) for several in prefixes):
-                types = [as_prefixes(several, operation) for several in prefixes]
+            listed = tuple(cast(Iterable[object], prefixes))
+            if listed and all(isinstance(several, list | tuple) for several in listed):
+                types = [as_prefixes(several, operation) for several in listed]
                 return cls(types=tuple(several for several in types if several))
-        flat = as_prefixes(prefixes, operation)
+            given = listed
+        flat = as_prefixes(cast(object, given), operation)
         return cls(types=(flat,) if flat else ())
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tl_edit.edit import Edit, LowRank
 from tl_edit.host import Model
-from tl_edit.memit.algebra import memit_update
+from tl_edit.memit.algebra import memit_update, rarity
 from tl_edit.memit.loop import Call, Keys, Method, Residuals, effective, prepared, spread
 from tl_edit.memit.requests import Conflicts
 from tl_edit.memit.settings import MEMITConfig
@@ -88,7 +88,7 @@ def memit_edit(
     def solve(moment: SecondMoment, keys: Keys, residuals: Residuals) -> tuple[LowRank, dict[str, float]]:
         weight = settings.weight_for(moment.d_mlp)
         update = memit_update(moment.matrix, keys, residuals, weight=weight, factor=moment.cholesky)
-        return update, {"weight": weight}
+        return update, {"weight": weight, "key_rarity": float(rarity(moment.cholesky, keys).mean())}
 
     call = Call(prefixes, prepend_bos, conflicts, folder, max_rows, progress)
     edit = spread(Method("MEMIT", operation, solve), model, requests, moments, settings, call, apply=apply).edit
