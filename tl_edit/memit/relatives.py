@@ -182,8 +182,8 @@ def pmet_edit(
         apply: See `memit_edit`.
 
     Returns:
-        The edit; its ``diagnostics`` are those of `memit_edit`. ``target_prob`` is with both parts of the value, of which
-        one is not written.
+        The edit; its ``diagnostics`` are those of `memit_edit`. ``target_prob`` is with both parts of the value, and
+        attention's is not written.
 
     Raises:
         ValueError: What `memit_edit` raises.
