@@ -18,7 +18,8 @@ def as_moments(moments: object, layers: Sequence[int], operation: str) -> Second
             f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
             f"texts, layers={list(layers)}), or SecondMoments.identity(model, {list(layers)}) for the control without."
         )
-    missing = [layer for layer in layers if layer not in by_layer]
+    known = set(by_layer)  # a look-up may load the moment
+    missing = [layer for layer in layers if layer not in known]
     if missing:
         where = f"layer {missing[0]}" if len(layers) == 1 else f"layers {list(layers)}"
         raise ValueError(

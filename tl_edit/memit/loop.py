@@ -18,7 +18,7 @@ from tl_edit.edit import Edit, LowRank, check_untouched
 from tl_edit.forward import length
 from tl_edit.host import Model
 from tl_edit.memit.requests import Asked, Conflicts, Contexts, distinct
-from tl_edit.memit.settings import SpreadSettings
+from tl_edit.memit.settings import SpreadSettings, as_layers
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_requests
@@ -101,7 +101,7 @@ def effective(
                 raise
             config = default
     if layers is not None:
-        config = replace(config, layers=cast(Any, layers))
+        config = replace(config, layers=as_layers(operation, layers))
     if not config.layers:
         depth = host.n_layers(model)
         raise ValueError(
@@ -128,10 +128,7 @@ def spread(
     asked, dropped = distinct(as_requests(requests, operation), call.conflicts, operation)
     by_layer = as_moments(moments, layers, operation)
     for layer in layers:
-        # Nobody wants to hear of it after hours of search.
-        moment = moment_of(model, by_layer, layer, operation)
-        if method.needs_factor and 0 < moment.count < moment.d_mlp:
-            _ = moment.cholesky
+        _check_moment(method, model, by_layer, layer)
     if apply:
         check_untouched(model, layers, operation)
     bos = tokens.resolve_bos(model, call.prepend_bos)
@@ -148,8 +145,7 @@ def spread(
         for left, layer in zip(range(len(layers), 0, -1), bar, strict=False):
             keys, now = prompts.read(model, host.key_name(layer), site)
             residuals = (goals - now) / method.part(left)
-            moment = moment_of(model, by_layer, layer, operation)
-            deltas[layer], own = method.solve(moment, keys, residuals)
+            deltas[layer], own = method.solve(moment_of(model, by_layer, layer, operation), keys, residuals)
             for name, number in (_numbers(model, layer, goals, now, deltas[layer]) | own).items():
                 notes.setdefault(name, {})[layer] = number
             write(layer, deltas[layer])
@@ -165,6 +161,13 @@ def spread(
         diagnostics=diagnostics,
     )
     return Spread(edit=edit, keys_after=after)
+
+
+def _check_moment(method: Method, model: Model, moments: SecondMoments, layer: int) -> None:
+    """Nobody wants to hear after hours of search that a moment is another model's, or of too few tokens."""
+    moment = moment_of(model, moments, layer, method.operation)
+    if method.needs_factor and 0 < moment.count < moment.d_mlp:
+        _ = moment.cholesky
 
 
 @contextmanager

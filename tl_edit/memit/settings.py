@@ -17,9 +17,9 @@ class SpreadSettings(ValueSearch):
 
     clamp_norm_factor: float = 0.75
     """Greatest ``|delta| / |v0|`` (programs: 0.75 for GPT-2 and GPT-J)."""
-    layers: tuple[int, ...] = ()
+    layers: Sequence[int] = ()
     """The layers to edit, counted from 0; the value is sought at the last of them, the change spread over all."""
-    prefix_starts: tuple[str, ...] = MEMIT_STARTS
+    prefix_starts: Sequence[str] = MEMIT_STARTS
     """Words that generated prefixes begin with (program: these five)."""
     prefix_length: int = 10
     """Length of generated prefixes in tokens, the start counted (program: 10)."""
@@ -38,12 +38,13 @@ class SpreadSettings(ValueSearch):
                 raise ValueError(
                     f"{name}: {field} is {value!r}; expected an integer of 0 or more; leave it out for the default."
                 )
-        object.__setattr__(self, "layers", _as_layers(name, self.layers))
+        object.__setattr__(self, "layers", as_layers(name, self.layers))
         starts = cast(object, self.prefix_starts)
         if isinstance(starts, str) or not isinstance(starts, Sequence):
             raise ValueError(
                 f"{name}: prefix_starts is {starts!r}; expected words; the published ones are {MEMIT_STARTS}."
             )
+        object.__setattr__(self, "prefix_starts", tuple(cast(Sequence[str], starts)))
 
     def check_positive(self, *names: str, least: float = math.ulp(0.0)) -> None:
         """Refuse fields that are not finite numbers of at least ``least``.
@@ -244,7 +245,7 @@ def published(kind: type[Settings], model: Model, table: Mapping[str, Mapping[st
     return kind(**table[name])
 
 
-def _as_layers(name: str, layers: object) -> tuple[int, ...]:
+def as_layers(name: str, layers: object) -> tuple[int, ...]:
     """The layers as a tuple; whether the model has them is seen when there is one.
 
     Raises:
