@@ -7,16 +7,26 @@ i.e. minimises ``E|k' @ D|^2 = tr(D.T @ C @ D)`` with ``C = E[k' k'.T]`` (Meng e
     D = left @ right,   left = C^-1 k / |C^-1 k|,   right = (v_star - v) / (k . left)
 
 The published program takes ``left`` from the key averaged over prefixes and ``v`` and ``k . left`` from the bare
-prompt's; so does `rome_edit`. Where the two keys differ much the divisor can come close to zero and the update
-explodes (arXiv 2403.07175); `Edit.diagnostics` holds the numbers that show it.
+prompt's; so does `rome_edit`. Where the two keys differ much the divisor can come close to zero, and the update
+explodes and ruins the model (a "disabling edit"; arXiv 2403.07175); it happens to subjects that begin a prompt without
+a BOS (arXiv 2406.11263). `rome_edit` warns of it. Two variants use one key throughout, so that it cannot happen:
+
+========  =================  ===========================  ==========================
+variant   direction          divisor and present value    what reads v* afterwards
+========  =================  ===========================  ==========================
+ROME      mean key           bare prompt's key            the bare prompt's key
+r-ROME    mean key           mean key                     the mean key
+p-ROME    bare prompt's key  bare prompt's key            the bare prompt's key
+========  =================  ===========================  ==========================
 
 Controls: with ``C = I`` the fact is still written but neighbouring keys move more; a random direction of the
 same norm writes nothing.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -33,6 +43,13 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_prefixes, as_request
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 
+Variant = Literal["ROME", "r-ROME", "p-ROME"]
+OnDisabling = Literal["warn", "refuse", "allow"]
+
+LEAST_RATIO = 0.1
+MOST_NORM = 1.0
+"""XXX"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ROMEConfig(ValueSearch):
@@ -46,6 +63,10 @@ class ROMEConfig(ValueSearch):
     """Generated prefixes per length (program: 10; paper's section 3.1: 50 in all); 0 for the bare prompt alone."""
     seed: int = 0
     """Seed of the generated prefixes (the program has none)."""
+    variant: Variant = "ROME"
+    """Which key sets the direction and which reads v*; see this file's head (program: "ROME")."""
+    disabling_edit: OnDisabling = "warn"
+    """What happens where the edit is likely to ruin the model (program: "allow")."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
@@ -53,6 +74,12 @@ class ROMEConfig(ValueSearch):
         for name, value in {"n_prefixes": self.n_prefixes, "seed": self.seed}.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"ROMEConfig: {name} is {value!r}; expected an integer of 0 or more.")
+        for name, value, known in (
+            ("variant", self.variant, get_args(Variant)),
+            ("disabling_edit", self.disabling_edit, get_args(OnDisabling)),
+        ):
+            if value not in known:
+                raise ValueError(f"ROMEConfig: {name} is {value!r}; expected one of {', '.join(known)}.")
         lengths = cast(object, self.prefix_lengths)
         if not isinstance(lengths, Sequence) or any(type(n) is not int for n in cast(Sequence[object], lengths)):
             raise ValueError(
@@ -183,10 +210,15 @@ def rome_edit(
     Returns:
         The edit, which can take itself back. Its ``diagnostics``: ``losses`` (the curve of the search, nats),
         ``target_prob``, ``delta_ratio`` (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
-        ``key_cosine`` (between the bare and the mean key), ``relative_norm`` (|D| / |W_out|), ``prefixes``.
+        ``divisor_ratio`` (bare key . left over mean key . left), ``key_cosine`` (between the bare and the mean key),
+        ``relative_norm`` (|D| / |W_out|), ``prefixes``.
 
     Raises:
-        ValueError: For what the model, request, moments or settings lack; each message says what to do.
+        ValueError: For what the model, request, moments or settings lack, and with ``disabling_edit="refuse"`` for an
+            edit that is likely to ruin the model; each message says what to do.
+
+    Warns:
+        UserWarning: Of such an edit, by default; it is written all the same.
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
@@ -203,16 +235,20 @@ def rome_edit(
     bos = tokens.resolve_bos(model, prepend_bos)
     templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
     read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
-    key, mean_key = read.keys[at][0], read.mean_keys[at][0]
+    bare_key, mean_key = read.keys[at][0], read.mean_keys[at][0]
+    key, value = (mean_key, read.mean_values[at][0]) if config.variant == "r-ROME" else (bare_key, read.values[at][0])
+    direction_key = bare_key if config.variant == "p-ROME" else mean_key
     found = optimize_value(model, request, at, prefixes=templates, search=config, prepend_bos=bos)
-    update = rome_update(moment.cholesky, key, read.values[at][0], found.v_star, direction_key=mean_key)
+    update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
+    diagnostics = _diagnostics(model, at, update, key, bare_key, mean_key, found)
+    _guard(operation, request, config, diagnostics)
     edit = Edit(
-        method="ROME",
+        method=config.variant,
         deltas={at: update},
         requests=(request,),
         config=config,
         provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
-        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": templates},
+        diagnostics=diagnostics | {"prefixes": templates},
     )
     return edit.apply(model) if apply else edit
 
@@ -241,14 +277,45 @@ def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
 
 
 def _diagnostics(
-    model: Model, layer: int, update: LowRank, key: Tensor, mean_key: Tensor, found: OptimizedValue
+    model: Model,
+    layer: int,
+    update: LowRank,
+    key: Tensor,
+    bare_key: Tensor,
+    mean_key: Tensor,
+    found: OptimizedValue,
 ) -> dict[str, Any]:
-    bare, mean = key.double(), mean_key.double()
+    bare, mean, left = bare_key.double(), mean_key.double(), update.left[:, 0]
     return {
         "losses": found.losses,
         "target_prob": found.target_prob,
         "delta_ratio": found.delta_ratio,
-        "divisor": float(bare @ update.left[:, 0]),
+        "divisor": float(key.double() @ left),
+        "divisor_ratio": float((bare @ left) / (mean @ left)),
         "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
         "relative_norm": update.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
     }
+
+
+def _guard(operation: str, request: EditRequest, config: ROMEConfig, diagnostics: dict[str, Any]) -> None:
+    """Warn of an edit that is likely to ruin the model, or refuse it.
+
+    Raises:
+        ValueError: If it is to be refused.
+    """
+    ratio, norm = float(diagnostics["divisor_ratio"]), float(diagnostics["relative_norm"])
+    # The variants divide by the product of a key with its own direction, which is never small.
+    small = config.variant == "ROME" and ratio < LEAST_RATIO
+    if config.disabling_edit == "allow" or not (small or norm > MOST_NORM):
+        return
+    remedy = "use ROMEConfig(variant='r-ROME'), or prepend_bos=True where the subject begins the prompt"
+    if config.variant != "ROME":
+        remedy = "lower clamp_norm_factor, or choose another layer"
+    text = (
+        f"{operation}: the edit {request} is likely to disable the model: divisor_ratio is {ratio:.3g} and "
+        f"relative_norm {norm:.3g}; expected at least {LEAST_RATIO} and at most {MOST_NORM}; {remedy}; "
+        "disabling_edit='allow' silences this."
+    )
+    if config.disabling_edit == "refuse":
+        raise ValueError(text)
+    warnings.warn(text, stacklevel=3)
