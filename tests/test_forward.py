@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from tiny_models import D_MLP, D_MODEL, Case, available_cases, build, interfaces
+from tiny_models import D_MLP, D_MODEL, WINDOW, Case, available_cases, build, interfaces
 
 from tl_edit import EditRecord, EditRequest, causal_trace, evaluate, generate_prefixes, host
 from tl_edit.forward import activations, at_least_float32, last_log_probs, log_probs, logits
@@ -30,7 +30,8 @@ def batch(rows=3, pos=6):
 
 def cached(model, name):
     with torch.no_grad():
-        _, cache = model.run_with_cache(batch().tokens, names_filter=name, attention_mask=batch().attention_mask)
+        mask = torch.ones_like(batch().attention_mask)  # without it a bridge takes a token for padding
+        _, cache = model.run_with_cache(batch().tokens, names_filter=name, attention_mask=mask)
     return cache[name]
 
 
@@ -231,9 +232,11 @@ def test_an_activation_without_a_sequence_gets_its_axis_back(interface):
 def test_logits_are_the_models_own(case):
     model = shared(case)
     with torch.no_grad():
-        expected = model(batch().tokens, attention_mask=batch().attention_mask)
-        assert torch.equal(logits(model, batch()), expected)
-    assert expected.shape == (3, 6, model.cfg.d_vocab)
+        found = logits(model, batch())
+        for row, length in enumerate(batch().lengths):
+            alone = model(batch().tokens[row : row + 1, :length])[0]
+            torch.testing.assert_close(found[row, :length], alone, atol=2e-5, rtol=1e-5)
+    assert found.shape == (3, 6, model.cfg.d_vocab)
 
 
 @each_case
@@ -247,15 +250,33 @@ def test_last_log_probs_are_those_after_each_rows_last_real_token(case):
     torch.testing.assert_close(last.exp().sum(-1), torch.ones(3), atol=1e-5, rtol=0)
 
 
-@each_interface
-def test_the_attention_mask_reaches_the_model(interface):
-    model = shared(Case("gpt2", interface, False))
-    hidden = dataclasses.replace(batch(1), attention_mask=torch.tensor([[1, 0, 1, 1, 1, 1]]))
-    assert (last_log_probs(model, hidden) - last_log_probs(model, batch(1))).abs().max() > 0.01
+@each_case
+def test_padding_beyond_a_sliding_window_is_numbers(case):
+    """Masked, these positions see no key; Hugging Face's Gemma 2 then has no number in float64, and soon none."""
+    model, length = build(case, dtype=torch.float64), 3 * WINDOW
+    ids = torch.randint(5, 300, (2, length), generator=torch.Generator().manual_seed(2))
+    mask = (torch.arange(length)[None] < torch.tensor([length, 4])[:, None]).long()
+    padded = TokenBatch(tokens=ids, attention_mask=mask, lengths=(length, 4))
+    with torch.no_grad():
+        assert torch.isfinite(logits(model, padded)).all()
+        alone = model(ids[1:, :4])
+        torch.testing.assert_close(logits(model, padded)[1:, :4], alone, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif("HookedTransformer" not in interfaces(), reason="bridges have causal models only")
+def test_a_model_that_looks_ahead_gets_the_mask():
+    model = build(Case("gpt2", "HookedTransformer", False))
+    hidden = dataclasses.replace(batch(1), attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]]), lengths=(4,))
     name = host.resid_post_name(1)
-    assert (activations(model, hidden, [name])[name] - activations(model, batch(1), [name])[name])[
-        0, -1
-    ].abs().max() > 0.01
+
+    def read(of):
+        return activations(model, of, [name])[name][0, 3]
+
+    assert torch.equal(read(hidden), read(batch(1)))
+    for block in model.blocks:
+        block.attn.cfg.attention_dir = "bidirectional"
+    model.cfg.attention_dir = "bidirectional"
+    assert (read(hidden) - read(batch(1))).abs().max() > 0.01
 
 
 @each_case

@@ -133,6 +133,12 @@ WRONG_TYPES = {
     "optimize_value(model, 'The Eiffel Tower', 0)": "type str",
     "optimize_value(model, request, 0, prefixes='It was. {}')": "one string",
     "optimize_value(model, request, 0, prefixes=5)": "prefixes is of type int",
+    "optimize_values(model, request, 0, site='mlp')": "site is 'mlp'",
+    "optimize_values(model, request, 0, site=('value', 5))": "site is ('value', 5)",
+    "optimize_values(model, request, 0, site=5)": "site is 5",
+    "optimize_values(model, request, 0, engine='fast')": "engine is 'fast'",
+    "optimize_values(model, request, 0, max_rows='5')": "max_rows is '5'",
+    "optimize_values(model, request, 0, search={'v_lr': 1})": "search is of type dict",
     "rome_edit(model, request, moments, prefixes='It was. {}')": "one string",
     "rome_edit(model, request, moments, prefixes={'It was. {}': 1})": "prefixes is of type dict",
     "EditRequest('{} is in', 5, 'Rome')": "subject is 5 of type int",
@@ -227,6 +233,7 @@ import torch
 from tl_edit import *
 from tl_edit.factworld import load_fact_model
 from tl_edit.trace import *
+from tl_edit.values import *
 model, request = load_fact_model(), EditRequest("{{}} is in", "Rome", "Paris")
 moments = SecondMoments.identity(model, [0])
 for call in {list(WRONG_TYPES)!r}:

@@ -26,7 +26,18 @@ class _StopForwardError(Exception):
 def logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits at every position, computed with ``hooks`` attached; gradients flow if they are enabled."""
     with attached(model, hooks):
-        return model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits")
+        return model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
+
+
+def _mask(model: Model, batch: TokenBatch) -> Tensor:
+    """The attention mask that the model is given.
+
+    With padding on the right and attention that only looks back, nothing real sees padding, masked or not. Masked, a
+    padded position may see no key at all (behind a sliding window), where some models have no number; and what is not
+    a number spreads to the real positions of later layers, as zero times it is not zero.
+    """
+    causal = getattr(model.cfg, "attention_dir", "causal") == "causal"
+    return torch.ones_like(batch.attention_mask) if causal else batch.attention_mask
 
 
 def last_log_probs(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "batch d_vocab"]:
@@ -83,7 +94,7 @@ def activations(
 
     try:
         with attached(model, [*hooks, *((name, reader(name)) for name in wanted)]):
-            model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits")
+            model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
     except _StopForwardError:
         pass
     missing = wanted - store.keys()
@@ -122,6 +133,12 @@ def _graphs(model: Model) -> list[tuple[nn.Module, str, Tensor]]:
     ]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out."""
+    # The CPU's allocator has no class of its own.
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
 @contextmanager
 def memory_advice(operation: str, argument: str, value: int) -> Generator[None, None, None]:
     """Turn running out of memory into advice: half of what ``argument`` was.
@@ -132,8 +149,7 @@ def memory_advice(operation: str, argument: str, value: int) -> Generator[None, 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # The CPU's allocator has no class of its own.
-        if not (isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
         raise MemoryError(
             f"{operation}: memory ran out with {argument}={value} ({error}); expected the activations of so many "

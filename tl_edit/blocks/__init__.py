@@ -14,18 +14,23 @@ from contextlib import suppress
 from typing import TypeVar
 
 from tl_edit import attach
-from tl_edit.blocks.base import Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch, tolerance
+from tl_edit.blocks.base import TOUCHED, Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch, tolerance
 from tl_edit.blocks.packed import PackedBlocks
+from tl_edit.blocks.ragged import Layout, RaggedBlocks
 from tl_edit.blocks.recorded import RecordedBlocks
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
 
 __all__ = [
+    "TOUCHED",
     "Block",
     "Blocks",
     "CannotCallBlocksError",
+    "Layout",
     "OrdinaryPass",
+    "PackedBlocks",
     "Past",
+    "RaggedBlocks",
     "Touch",
     "blocks_of",
     "tolerance",

@@ -1,7 +1,7 @@
 """What both ways of calling blocks have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -17,7 +17,10 @@ from tl_edit.tokens import TokenBatch
 
 Touch = Callable[[str, Tensor], Tensor | None]
 """``touch(kind, out)`` sees the output of attention ("attn_out") or MLP ("mlp_out"), as TransformerLens' hook points
-of these names do, and returns another, or None to leave it."""
+of these names do, or the raw output of ``W_out`` ("value"), and returns another, or None to leave it."""
+
+TOUCHED = ("attn_out", "mlp_out")
+"""What a touch sees unless it asks for more."""
 
 
 def tolerance(dtype: torch.dtype, logits: Tensor) -> float:
@@ -162,8 +165,10 @@ class Blocks(ABC):
         self.length = ordinary.resid.shape[1]
 
     @abstractmethod
-    def layer(self, layer: int, touch: Touch | None = None) -> AbstractContextManager[Block]:
-        """Block ``layer``, ready to be called while the context lasts."""
+    def layer(
+        self, layer: int, touch: Touch | None = None, kinds: Sequence[str] = TOUCHED
+    ) -> AbstractContextManager[Block]:
+        """Block ``layer``, ready to be called while the context lasts; ``touch`` sees at least ``kinds``."""
 
     @abstractmethod
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

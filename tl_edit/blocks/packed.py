@@ -8,7 +8,7 @@ of blocks are computed so; for others `PackedBlocks` refuses, and the model's ow
 A layer's weights are packed when it is entered and dropped when it is left.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from tl_edit import host
 from tl_edit.blocks.base import (
+    TOUCHED,
     Block,
     Blocks,
     CannotCallBlocksError,
@@ -76,9 +77,11 @@ class PackedBlocks(Blocks):
             raise CannotCallBlocksError(f"no packed form for {', '.join(unusual)}")
 
     @contextmanager
-    def layer(self, layer: int, touch: Touch | None = None) -> Generator[Block, None, None]:
+    def layer(
+        self, layer: int, touch: Touch | None = None, kinds: Sequence[str] = TOUCHED
+    ) -> Generator[Block, None, None]:
         """See `Blocks.layer`."""
-        yield _PackedBlock(self.model.blocks[layer], touch)
+        yield PackedBlock(self.model.blocks[layer], touch)
 
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """See `Blocks.unembed`."""
@@ -87,10 +90,10 @@ class PackedBlocks(Blocks):
         return logits_of(model, normed)
 
 
-class _PackedBlock:
+class PackedBlock:
     """One block; ``resid`` is [batch pos d_model] throughout."""
 
-    def __init__(self, block: Any, touch: Touch | None) -> None:
+    def __init__(self, block: Any, touch: Touch | None = None) -> None:
         self.cfg, self.touch = block.cfg, touch
         self.norm_1, self.norm_2 = _norm(block.ln1), _norm(block.ln2)
         post = self.cfg.use_normalization_before_and_after
@@ -98,13 +101,16 @@ class _PackedBlock:
         self.attention, self.mlp = _Attention(block.attn), _mlp(block.mlp)
 
     def __call__(self, resid: Tensor, past: Past, last: int | None = None) -> Tensor:
+        """See `Block`."""
         attn_out = self.attention(self.norm_1(resid), past, last)
-        if last is not None:
-            resid = resid[:, -last:]
+        return self.finish(resid if last is None else resid[:, -last:], attn_out)
+
+    def finish(self, resid: Tensor, attn_out: Tensor) -> Tensor:
+        """The block output, of its input and of what attention gives."""
         attn_out = self._touched("attn_out", attn_out if self.post_1 is None else self.post_1(attn_out))
         mid = resid + attn_out
-        mlp_out = self.mlp(self.norm_2(resid if self.cfg.parallel_attn_mlp else mid))
-        return mid + self._touched("mlp_out", mlp_out if self.post_2 is None else self.post_2(mlp_out))
+        value = self._touched("value", self.mlp(self.norm_2(resid if self.cfg.parallel_attn_mlp else mid)))
+        return mid + self._touched("mlp_out", value if self.post_2 is None else self.post_2(value))
 
     def _touched(self, kind: str, out: Tensor) -> Tensor:
         new = None if self.touch is None else self.touch(kind, out)
@@ -119,39 +125,53 @@ class _Attention:
         key, value = (attn._W_K, attn._W_V) if grouped else (attn.W_K, attn.W_V)
         biases = (attn.b_Q, attn._b_K, attn._b_V) if grouped else (attn.b_Q, attn.b_K, attn.b_V)
         self.heads = [len(query), len(key), len(value)]
-        self.weight = torch.cat([rearrange(each, "head m h -> (head h) m") for each in (query, key, value)])
-        self.bias = torch.cat([rearrange(each, "head h -> (head h)") for each in biases])
-        self.output, self.output_bias = rearrange(output, "head h m -> m (head h)").contiguous(), attn.b_O
+        # Detached: what follows may need gradients, but never those of weights.
+        several = (each.detach() for each in (query, key, value))
+        self.weight = torch.cat([rearrange(each, "head m h -> (head h) m") for each in several])
+        self.bias = torch.cat([rearrange(each.detach(), "head h -> (head h)") for each in biases])
+        self.output, self.output_bias = output.detach().flatten(0, 1), attn.b_O.detach()
         self.rotary = cfg.positional_embedding_type == "rotary"
         self.window = cfg.window_size if attn.attn_type == "local" else None
         self.cap = max(0.0, float(cfg.attn_scores_soft_cap or 0.0))  # TransformerLens says -1 for none
         self.scale = 1.0 / float(attn.attn_scale)
 
     def __call__(self, normed: Tensor, past: Past, last: int | None) -> Tensor:
-        start, d_head = past.get_seq_length(), self.attn.cfg.d_head
+        start = past.get_seq_length()
+        query, key, value = self.project(normed)
+        if self.rotary:
+            query, key = (self.attn.apply_rotary(each, start) for each in (query, key))
+        keys, values = past.append(key.transpose(1, 2), value.transpose(1, 2))
+        query = (query if last is None else query[:, -last:]).transpose(1, 2)
+        there = torch.arange(keys.shape[2], device=query.device)
+        mixed = self.mix(query, keys, values, self.seen(there[-query.shape[2] :, None], there))
+        return self.leave(rearrange(mixed, "b head pos h -> b pos (head h)"))
+
+    def project(self, normed: Tensor) -> list[Tensor]:
+        """Queries, keys and values, [batch pos head d_head], not yet rotated."""
+        d_head = self.attn.cfg.d_head
         sizes = [heads * d_head for heads in self.heads]
         parts = torch.split(functional.linear(normed, self.weight, self.bias), sizes, dim=-1)
         query, key, value = (rearrange(part, "b pos (head h) -> b pos head h", h=d_head) for part in parts)
         if getattr(self.attn.cfg, "use_qk_norm", False):
             query = self.attn._apply_qk_norm(query, self.attn.q_norm)
             key = self.attn._apply_qk_norm(key, self.attn.k_norm)
-        if self.rotary:
-            query, key = (self.attn.apply_rotary(each, start) for each in (query, key))
-        keys, values = past.append(key.transpose(1, 2), value.transpose(1, 2))
-        query = (query if last is None else query[:, -last:]).transpose(1, 2)
-        mixed = self._mix(query, keys, values)
-        return functional.linear(rearrange(mixed, "b head pos h -> b pos (head h)"), self.output, self.output_bias)
+        return [query, key, value]
 
-    def _mix(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Values weighed by attention, [batch head pos d_head]; the queries are at the last positions."""
+    def seen(self, here: Tensor, there: Tensor) -> Tensor:
+        """Whether attention at the positions ``here`` sees those ``there``."""
+        seen = there <= here
+        return seen if self.window is None else seen & (there > here - self.window)
+
+    def leave(self, mixed: Tensor) -> Tensor:
+        """The output of attention, of [... head * d_head]."""
+        rows = mixed.flatten(0, -2)
+        return torch.addmm(self.output_bias, rows, self.output).view(*mixed.shape[:-1], -1)
+
+    def mix(self, query: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+        """Values weighed by attention, [batch head pos d_head]."""
         repeats = query.shape[1] // keys.shape[1]
         if repeats > 1:
             keys, values = (each.repeat_interleave(repeats, dim=1) for each in (keys, values))
-        there = torch.arange(keys.shape[2], device=query.device)
-        here = there[-query.shape[2] :, None]
-        seen = there <= here
-        if self.window is not None:
-            seen &= there > here - self.window
         if not self.cap:
             return functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=self.scale)
         scores = self.cap * torch.tanh(query @ keys.transpose(-1, -2) * (self.scale / self.cap))
@@ -171,16 +191,16 @@ def _norm(module: Any) -> Function:
 
 
 def _mlp(mlp: Any) -> Function:
-    """The MLP on flattened rows, with torch's fused activations."""
+    """The MLP on flattened rows, with torch's fused activations; weights are read at each call, since edits change."""
     act: Function = _ACTIVATIONS.get(getattr(mlp.act_fn, "__name__", "")) or mlp.act_fn
-    gate = mlp._parameters.get("W_gate")
 
     def run(normed: Tensor) -> Tensor:
-        rows = normed.flatten(0, 1)
-        if gate is None:
-            post = act(torch.addmm(mlp.b_in, rows, mlp.W_in))
+        rows = normed.flatten(0, -2)
+        w = {name: parameter.detach() for name, parameter in mlp._parameters.items() if parameter is not None}
+        if "W_gate" in w:
+            post = torch.addcmul(w["b_in"], act(rows @ w["W_gate"]), rows @ w["W_in"])
         else:
-            post = torch.addcmul(mlp.b_in, act(rows @ gate), rows @ mlp.W_in)
-        return torch.addmm(mlp.b_out, post, mlp.W_out).view(normed.shape)
+            post = act(torch.addmm(w["b_in"], rows, w["W_in"]))
+        return torch.addmm(w["b_out"], post, w["W_out"]).view(normed.shape)
 
     return run

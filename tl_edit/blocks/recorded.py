@@ -13,7 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, host
-from tl_edit.blocks.base import Block, Blocks, Call, OrdinaryPass, Past, Touch, logits_of, replaced_module, soft_cap
+from tl_edit.blocks.base import (
+    TOUCHED,
+    Block,
+    Blocks,
+    Call,
+    OrdinaryPass,
+    Past,
+    Touch,
+    logits_of,
+    replaced_module,
+    soft_cap,
+)
 from tl_edit.host import HookFn, Model
 
 
@@ -58,7 +69,9 @@ class RecordedBlocks(Blocks):
         self._points = model.hook_dict
 
     @contextmanager
-    def layer(self, layer: int, touch: Touch | None = None) -> Generator[Block, None, None]:
+    def layer(
+        self, layer: int, touch: Touch | None = None, kinds: Sequence[str] = TOUCHED
+    ) -> Generator[Block, None, None]:
         """See `Blocks.layer`."""
         recorded, module = self.ordinary.calls[layer], self.model.blocks[layer]
         rows = [1]
@@ -79,9 +92,14 @@ class RecordedBlocks(Blocks):
 
             return touched
 
-        names = {kind: f"blocks.{layer}.hook_{kind}" for kind in ("attn_out", "mlp_out")}
+        names = {
+            kind: host.value_name(self.model, layer) if kind == "value" else f"blocks.{layer}.hook_{kind}"
+            for kind in kinds
+        }
         hooks = [
-            (name, hook(kind, touch)) for kind, name in names.items() if touch is not None and name in self._points
+            (name, hook(kind, touch))
+            for kind, name in names.items()
+            if touch is not None and (kind == "value" or name in self._points)
         ]
         with attach.attached(self.model, hooks, self._points):
             yield call

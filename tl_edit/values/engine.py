@@ -15,6 +15,9 @@ from tl_edit.values.search import Evaluated
 class Engine(ABC):
     """Evaluates requests piece by piece, so that one piece's activations are in memory at a time."""
 
+    description: str
+    """Says in results how it computes."""
+
     def __init__(self) -> None:
         self._unedited: dict[int, Tensor] = {}
 

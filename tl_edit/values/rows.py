@@ -35,6 +35,11 @@ class Row:
         return range(len(self.tokens) - len(self.target), len(self.tokens)) if len(self.target) else self._after_subject
 
     @property
+    def tail(self) -> int:
+        """Number of positions from the lookup one to the last that is read."""
+        return self.reads[-1] + 1 - self.lookup
+
+    @property
     def _after_subject(self) -> range:
         return range(self.lookup, self.lookup + 1)
 
@@ -142,16 +147,18 @@ class Piece:
         return Terms(nll=zero.index_add(0, owner[target], -weight * picked), kl=kl, said=wrong == 0)
 
 
-def pieces(rows: Sequence[Row], max_rows: int, width: int | None = None) -> Iterator[Piece]:
-    """The rows in pieces of at most ``max_rows`` positions, padding counted, or of one row."""
+def pieces(rows: Sequence[Row], max_rows: int, *, from_lookup: bool = False) -> Iterator[Piece]:
+    """The rows in pieces of at most ``max_rows`` positions, or of one row.
+
+    Counted are rows padded to the longest, or only the positions ``from_lookup`` on.
+    """
     chunk: list[Row] = []
-    longest = 0
+    longest = used = 0
     for row in rows:
-        size = len(row.tokens) if width is None else width
-        if chunk and (len(chunk) + 1) * max(longest, size) > max_rows:
+        longest, used = max(longest, len(row.tokens)), used + row.tail
+        if chunk and (used if from_lookup else (len(chunk) + 1) * longest) > max_rows:
             yield Piece.of(chunk)
-            chunk, longest = [], 0
+            chunk, longest, used = [], len(row.tokens), row.tail
         chunk.append(row)
-        longest = max(longest, size)
     if chunk:
         yield Piece.of(chunk)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import attach, forward, host, tokens
+from tl_edit.blocks import Blocks, CannotCallBlocksError, why_not
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 from tl_edit.keys import read_lookups
@@ -20,6 +21,7 @@ from tl_edit.values.result import OptimizedValue
 from tl_edit.values.rows import Row, rows_of
 from tl_edit.values.search import Trail, search
 from tl_edit.values.settings import Site, ValueSearch
+from tl_edit.values.tail import blocks_for, tail_engine
 
 EngineName = Literal["auto", "plain"]
 
@@ -143,9 +145,10 @@ def _optimize(
         # A hook of the user's sees one request at a time.
         alone = attach.foreign_hook(model) is not None
         v0 = _v0(model, requests, layer, sites, bos)
+        task = _Task.of(model, layer, sites, settings, engine, max_rows, rows)
         for chunk in _chunks(rows, 0 if alone else max_rows):
             with forward.memory_advice(operation, "max_rows", max_rows):
-                values, trails, computed = _search(model, layer, sites, [rows[i] for i in chunk], v0[chunk], settings)
+                values, trails, computed = task.run([rows[i] for i in chunk], v0[chunk])
             for i, delta, trail in zip(chunk, values, trails, strict=True):
                 if trail.failed:
                     why = _failure(model, layer, trail)
@@ -167,20 +170,66 @@ def _optimize(
     return tuple(cast(list[OptimizedValue], found))
 
 
-def _search(
-    model: Model,
-    layer: int,
-    sites: tuple[Site, ...],
-    rows: list[list[Row]],
-    v0: Float[Tensor, "request site d_model"],
-    settings: ValueSearch,
-    max_rows: int = 2048,
-) -> tuple[Tensor, list[Trail], str]:
-    """Search the requests of one chunk; also says how it was computed."""
-    flat = [replace(row, request=i) for i, several in enumerate(rows) for row in several]
-    engine = PlainEngine(model, layer, sites, flat, max_rows)
-    delta, trails = search(engine, v0, settings)
-    return delta, trails, engine.description
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Task:
+    """A search, whatever the requests."""
+
+    model: Model
+    layer: int
+    sites: tuple[Site, ...]
+    settings: ValueSearch
+    max_rows: int
+    blocks: Blocks | None
+    reason: str
+    """Why there are no blocks to call."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        layer: int,
+        sites: tuple[Site, ...],
+        settings: ValueSearch,
+        engine: EngineName,
+        max_rows: int,
+        rows: Sequence[Sequence[Row]],
+    ) -> "_Task":
+        """With the blocks of the model, if they can be called alone."""
+        blocks, reason = None, "asked for"
+        if engine == "auto":
+            try:
+                blocks, reason = blocks_for(model, [row for several in rows for row in several]), ""
+            except CannotCallBlocksError as error:
+                reason = str(error)
+        return cls(
+            model=model,
+            layer=layer,
+            sites=sites,
+            settings=settings,
+            max_rows=max_rows,
+            blocks=blocks,
+            reason=reason,
+        )
+
+    def run(
+        self, rows: Sequence[Sequence[Row]], v0: Float[Tensor, "request site d_model"]
+    ) -> tuple[Float[Tensor, "request site d_model"], list[Trail], str]:
+        """Search some requests together; also says how it was computed."""
+        together = [replace(row, request=i) for i, several in enumerate(rows) for row in several]
+        given = (self.model, self.layer, self.sites, together, self.max_rows)
+        reason = self.reason
+        if self.blocks is not None:
+            try:
+                fast = tail_engine(*given, self.blocks)
+                delta, trails = search(fast, v0, self.settings)
+                fast.spot_check(delta)
+                return delta, trails, fast.description
+            except Exception as error:  # whatever a module of the user's does when it is called alone
+                if forward.is_out_of_memory(error):
+                    raise
+                reason = why_not(error)
+        plain = PlainEngine(*given)
+        return *search(plain, v0, self.settings), f"{plain.description} ({reason})"
 
 
 def _v0(
@@ -242,7 +291,9 @@ def _checked(operation: str, search: object, engine: object, max_rows: object) -
 
 
 def _sites(site: object, operation: str) -> tuple[Site, ...]:
-    listed = (site,) if isinstance(site, str) else tuple(cast(Iterable[object], site))
+    listed: tuple[object, ...] = (site,)
+    if isinstance(site, Iterable) and not isinstance(site, str):
+        listed = tuple(cast(Iterable[object], site))
     known = get_args(Site)
     if not listed or any(each not in known for each in listed) or len(set(listed)) < len(listed):
         raise ValueError(
