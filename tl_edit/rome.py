@@ -46,9 +46,11 @@ from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
 Variant = Literal["ROME", "r-ROME", "p-ROME"]
 OnDisabling = Literal["warn", "refuse", "allow"]
 
-LEAST_RATIO = 0.1
-MOST_NORM = 1.0
-"""XXX"""
+LEAST_RATIO, MOST_NORM = 0.2, 20.0
+"""Below this ``divisor_ratio`` an edit is five times as large as with one key throughout, and above this
+``relative_norm`` it is far larger than the weights it is added to: then it is taken to be a disabling edit. On a small
+GPT-2 without BOS all edits that cost it more than 0.5 nats per token of other text at layers 1 to 3 but two were beyond
+one of the two, and 8 of 10 edits that are beyond cost it less; see tests/benchmarks/disabling.py. """
 
 
 @dataclass(frozen=True, kw_only=True)
