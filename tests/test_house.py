@@ -17,6 +17,7 @@ FLOORS = {
     "request": 0,
     "show": 0,
     "attach": 1,
+    "identity": 1,
     "tokens": 1,
     "hooks": 1,
     "forward": 2,

@@ -18,7 +18,6 @@ import random
 import resource
 import statistics
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,8 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
-import tiny_tokenizers
-import tokenizers
 import torch
-import transformers
+from gpt2_small import BRIDGE, HOOKED, VOCABULARY, WIDTH, build, gemm_peak, timed
 
 from tl_edit import causal_trace
 from tl_edit.blocks import blocks_of
@@ -41,8 +38,7 @@ from tl_edit.trace import KINDS, CausalTrace, Kind
 from tl_edit.trace import run as trace_run
 from tl_edit.trace.plan import Branch, hook_name
 
-HOOKED, BRIDGE = tiny_models.HOOKED_TRANSFORMER, tiny_models.TRANSFORMER_BRIDGE
-WIDTH, HEADS, VOCABULARY, LENGTH, SAMPLES, WINDOW, NOISE, SEED = 768, 12, 50257, 16, 10, 10, 0.1, 1
+LENGTH, SAMPLES, WINDOW, NOISE, SEED = 16, 10, 10, 0.1, 1
 TOLERANCE = 1e-5
 SUBJECT = "Little Red Tower"
 PROMPTS = {
@@ -76,30 +72,6 @@ CASES = [
     Case(RESID, path="plain", step=3),
     *(Case(kinds, interface=BRIDGE) for kinds in (RESID, MLP)),
 ]
-
-
-def word_tokenizer() -> Any:
-    """One token for each word of the prompts."""
-    words = ["<unk>", "<eos>", *dict.fromkeys(" ".join(PROMPTS.values()).split())]
-    word_level = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    tokenizer = tokenizers.Tokenizer(word_level)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    special = {"unk_token": "<unk>", "bos_token": "<eos>", "eos_token": "<eos>", "pad_token": "<eos>"}
-    return tiny_tokenizers.round_trip(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
-
-
-def build(interface: str, depth: int) -> Any:
-    """A model of GPT-2 small's size, but for the depth."""
-    torch.manual_seed(0)
-    model_class, tokenizer = tiny_models.interfaces()[interface], word_tokenizer()
-    if interface == HOOKED:
-        sizes = {"n_layers": depth, "d_model": WIDTH, "n_heads": HEADS, "d_head": WIDTH // HEADS, "d_mlp": 4 * WIDTH}
-        kinds = {"act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu"}
-        return model_class(sizes | kinds | {"d_vocab": VOCABULARY, "n_ctx": 64}, tokenizer=tokenizer).eval()
-    sizes = {"n_layer": depth, "n_embd": WIDTH, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": 64}
-    hf_config = transformers.GPT2Config(**sizes, attn_implementation="eager", architectures=["GPT2LMHeadModel"])
-    hf_model = transformers.GPT2LMHeadModel(hf_config).eval()
-    return model_class.boot_transformers("bench", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
 
 
 class Bench:
@@ -170,19 +142,6 @@ class Bench:
         return (24 * WIDTH**2 * blocks + 2 * WIDTH * VOCABULARY * rows) / 1e9
 
 
-def timed(run: Any, *args: Any) -> tuple[float, Any]:
-    begin = time.process_time()
-    result = run(*args)
-    return time.process_time() - begin, result
-
-
-def gemm_peak() -> float:
-    """GFLOP per CPU second of a product as large as those of an MLP."""
-    left, right = torch.randn(512, WIDTH), torch.randn(WIDTH, 4 * WIDTH)
-    left @ right  # once before it is timed
-    return 16 * 2e-9 * 512 * 4 * WIDTH**2 / timed(lambda: [left @ right for _ in range(16)])[0]
-
-
 def measure(sender: Any, bench: Bench, threads: int, repeats: int, n_cells: int) -> None:
     """Send one row of the table, the greatest error and the greatest effect."""
     torch.set_num_threads(threads)
@@ -227,7 +186,8 @@ def main() -> None:
     print("|---|" + "---:|" * 7, flush=True)
     worst = strongest = 0.0
     fork = multiprocessing.get_context("fork")  # each case has a peak of memory of its own
-    models = {name: build(name, depth) for name in tiny_models.interfaces()}
+    words = list(dict.fromkeys(" ".join(PROMPTS.values()).split()))
+    models = {name: build(name, depth, words) for name in tiny_models.interfaces()}
     for case in [case for case in CASES if case.interface in models]:
         receiver, sender = fork.Pipe(duplex=False)
         bench = Bench(models[case.interface], case)

@@ -73,6 +73,35 @@ def search(model, request, layer, *, sites=("value",), prefixes=(), settings, pr
     return {site: first[site] + deltas[site].detach() for site in sites}, first, losses
 
 
+def rome(model, request, layer, factor, config, *, prefixes, prepend_bos):
+    """ROME's left and right as the program computes them: keys from a pass of all prompts, then of the bare one."""
+    values, _, _ = search(model, request, layer, prefixes=prefixes, settings=config, prepend_bos=prepend_bos)
+    rows, lookup, _ = rows_of(model, request, prefixes, prepend_bos)
+    keys = [keys_values(model, [row], [at], layer) for row, at in zip(rows[:-1], lookup, strict=False)]
+    key, value = (part[0].double() for part in keys[0])
+    mean = torch.stack([each[0].double() for each, _ in keys]).mean(0)
+    left = torch.cholesky_solve(mean[:, None], factor)[:, 0]
+    left = left / left.norm()
+    return [left[:, None], ((values["value"].double() - value) / (key @ left))[None]]
+
+
+@torch.no_grad()
+def keys_values(model, rows, lookup, layer):
+    """Keys and values at the lookup positions, in a whole pass."""
+    store = {}
+
+    def keeper(name):
+        def keep(act, hook):
+            store[name] = act.detach().reshape(len(rows), -1, act.shape[-1])[torch.arange(len(rows)), lookup]
+
+        return (name, keep)
+
+    batch = torch.stack(rows)
+    names = [host.key_name(layer), host.value_name(model, layer)]
+    forward(model, batch, torch.ones_like(batch), [keeper(name) for name in names])
+    return tuple(store[name] for name in names)
+
+
 def norm(vector):
     """Length; with a gradient of zero at zero."""
     return torch.linalg.vector_norm(vector)

@@ -1,15 +1,14 @@
 """Traces of many facts kept in a folder, so that a run that was stopped goes on with equal results."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
-
-from torch import Tensor, nn
 
 from tl_edit import attach, forward, host, tokens
 from tl_edit.digest import digest
 from tl_edit.host import Model
+from tl_edit.identity import weights_digest
 from tl_edit.trace.result import CausalTrace
 from tl_edit.trace.settings import Settings
 
@@ -48,7 +47,7 @@ class TraceFolder:
         self.run = {
             "model": made_on.model_name,
             "dtype": made_on.dtype,
-            "weights": digest(_state(model)),
+            "weights": weights_digest(model),
             "facts": digest([json.dumps(facts)]),
             "tokens": digest(tokens.encode(model, fact.prompt, prepend_bos=bos) for fact in facts),
             **settings.identity(),
@@ -141,13 +140,6 @@ def _write(path: Path, text: str) -> None:
     half = path.with_suffix(".part")
     half.write_text(text, "utf-8")
     half.replace(path)
-
-
-def _state(model: Model) -> Iterator[Tensor]:
-    """All parameters and buffers."""
-    module = cast(nn.Module, model)
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 def _says(model: Model, fact: KnownFact, bos: bool) -> list[float]:

@@ -12,8 +12,9 @@ and after each step ``delta`` is pulled back to length ``clamp_norm_factor * |v0
 there, and ``v* = v0 + delta``. Where the papers differ: they describe the KL term at the end of "{subject} is a" and a
 squared ``delta``; ROME's appendix gives other weights.
 
-The weights are not touched and receive no gradients. Files: what is asked for (`settings`, `rows`), how delta moves
-(`search`), how a loss is computed (`engine`, `plain`, and what computes only what can differ), `run` puts it together.
+The weights are not touched and receive no gradients. Files: what is asked for (`settings`, `asked`, `rows`), how delta
+moves (`search`), how a loss is computed (`engine`, `plain`, and `tail`, which computes only what can differ); `run` puts
+it together, `folder` keeps what was found.
 """
 
 from tl_edit.values.result import OptimizedValue

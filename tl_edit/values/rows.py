@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tl_edit import host, tokens
 from tl_edit.forward import at_least_float32
-from tl_edit.host import Model
 from tl_edit.request import EditRequest
+from tl_edit.values.asked import Asked
 
 KL_RELATION = "{} is a"
 
@@ -32,53 +32,43 @@ class Row:
     @property
     def reads(self) -> range:
         """The positions whose next-token probabilities count."""
-        return range(len(self.tokens) - len(self.target), len(self.tokens)) if len(self.target) else self._after_subject
+        if not len(self.target):
+            return range(self.lookup, self.lookup + 1)
+        return range(len(self.tokens) - len(self.target), len(self.tokens))
 
     @property
     def tail(self) -> int:
         """Number of positions from the lookup one to the last that is read."""
         return self.reads[-1] + 1 - self.lookup
 
-    @property
-    def _after_subject(self) -> range:
-        return range(self.lookup, self.lookup + 1)
 
-
-def rows_of(
-    model: Model, requests: Sequence[EditRequest], prefixes: Sequence[str], prepend_bos: bool, operation: str
-) -> list[list[Row]]:
+def rows_of(asked: Asked) -> list[list[Row]]:
     """By request: the bare prompt, the prompt behind each prefix, and the KL prompt; each counts itself as request 0.
 
     Raises:
         ValueError: If a subject cannot be located, or prompt and target do not fit the context.
     """
-    return [list(_rows(model, request, prefixes, prepend_bos, operation)) for request in requests]
+    return [list(_rows(asked, request)) for request in asked.requests]
 
 
-def _rows(
-    model: Model, request: EditRequest, prefixes: Sequence[str], prepend_bos: bool, operation: str
-) -> Iterator[Row]:
-    def tokenize(asked: EditRequest, prefix: str = "{}") -> tokens.Prompt:
-        return tokens.tokenize_request(model, asked, prefix=prefix, prepend_bos=prepend_bos)
-
-    target = tokens.target_tokens(model, request.prompt, request.target_new, prepend_bos=prepend_bos)
-    for prefix in ("{}", *prefixes):
-        prompt = tokenize(request, prefix)
+def _rows(asked: Asked, request: EditRequest) -> Iterator[Row]:
+    model, bos = asked.model, asked.prepend_bos
+    target = tokens.target_tokens(model, request.prompt, request.target_new, prepend_bos=bos)
+    for prefix in ("{}", *asked.prefixes):
+        prompt = tokens.tokenize_request(model, request, prefix=prefix, prepend_bos=bos)
         # The prompt fits the context alone; the target stands behind it.
         needed, context = len(prompt.tokens) + len(target) - 1, int(model.cfg.n_ctx)
         if needed > context:
             raise ValueError(
-                f"{operation}: {prompt.text[:40]!r}... with the target {request.target_new!r} needs {needed} "
+                f"{asked.operation}: {prompt.text[:40]!r}... with the target {request.target_new!r} needs {needed} "
                 f"tokens; {host.model_name(model)} has a context of {context}; shorten the prefix, the prompt or "
                 "the target."
             )
         row = torch.cat([prompt.tokens, target[:-1]])
-        weight = 1.0 / (len(target) * (1 + len(prefixes)))
+        weight = 1.0 / (len(target) * (1 + len(asked.prefixes)))
         yield Row(request=0, tokens=row, lookup=prompt.subject_last, target=target, weight=weight)
-    kl_prompt = tokenize(EditRequest(KL_RELATION, request.subject, request.target_new))
-    # What follows the subject's last token is never read.
-    lookup = kl_prompt.subject_last
-    yield Row(request=0, tokens=kl_prompt.tokens, lookup=lookup, target=target[:0], weight=0.0)
+    kl = tokens.tokenize_request(model, EditRequest(KL_RELATION, request.subject, request.target_new), prepend_bos=bos)
+    yield Row(request=0, tokens=kl.tokens, lookup=kl.subject_last, target=target[:0], weight=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -35,6 +35,9 @@ from tl_edit.values.settings import Site
 
 Past = tuple[Tensor, Tensor]
 
+WORTH_A_FRAME = 64
+"""Positions; fewer rows of a matrix product take nearly as long."""
+
 
 @torch.no_grad()
 def blocks_for(model: Model, rows: Sequence[Row]) -> Blocks:
@@ -217,14 +220,20 @@ class RaggedTail(TailEngine):
 
 
 class FramedTail(TailEngine):
-    """With the model's own blocks, on rows in a frame that begins at the first of their lookup positions."""
+    """With the model's own blocks, on rows in frames that begin at the first of their lookup positions."""
 
     description = "blocks (the model's own blocks)"
 
     def pieces(self, requests: Sequence[int]) -> Iterable[Piece]:
-        """See `Engine.pieces`."""
+        """See `Engine.pieces`. Rows with lookups far apart go into frames of their own, if that leaves enough rows."""
         wanted = set(requests)
-        return pieces([row for row in self.rows if row.request in wanted], self.max_rows)
+        groups: list[list[Row]] = [[]]
+        for row in sorted((row for row in self.rows if row.request in wanted), key=lambda row: row.lookup):
+            group = groups[-1]
+            if group and row.lookup > group[0].lookup + 1 and sum(each.tail for each in group) >= WORTH_A_FRAME:
+                groups.append([])
+            groups[-1].append(row)
+        return [piece for group in groups for piece in pieces(group, self.max_rows)]
 
     def logits(self, piece: Piece, delta: Float[Tensor, "request site d_model"]) -> Float[Tensor, "read d_vocab"]:
         """See `Engine.logits`."""
