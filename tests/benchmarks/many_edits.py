@@ -10,10 +10,11 @@ those that were before; it is taken over the same facts throughout.
 
 import argparse
 import random
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from bundled_model import random_direction
 
@@ -33,8 +34,6 @@ from tl_edit import (
 )
 from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
-from tl_edit.memit import loop
-from tl_edit.values import ValueSearch
 
 SCORED = 200
 SINGLE = 60
@@ -52,9 +51,11 @@ class Bench:
     untouched: list[Fact]
     from_elsewhere: int
     """Edits that are not of the pool asked for."""
+    folder: str
+    """Where values are kept; methods with equal searches share them."""
 
     @classmethod
-    def make(cls, n: int, *, dev: bool = False, seed: int = 11) -> "Bench":
+    def make(cls, n: int, folder: str, *, dev: bool = False, seed: int = 11) -> "Bench":
         """``n`` edits of different subjects, of the pool as long as it lasts."""
         world = facts()
         model = load_fact_model()
@@ -76,7 +77,7 @@ class Bench:
         moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
         known = says(model, untouched)
         untouched = [fact for fact, knows in zip(untouched, known, strict=True) if knows]
-        return cls(model, moments, records, untouched, from_elsewhere)
+        return cls(model, moments, records, untouched, from_elsewhere, folder)
 
     def kept(self) -> float:
         """Per cent of the untouched facts that the model says now."""
@@ -110,35 +111,17 @@ def says(model, asked: Sequence[Fact]) -> list[bool]:
     return found
 
 
-def share_values() -> None:
-    """Find the values of equal searches once."""
-    known: dict[tuple, object] = {}
-    search = loop.optimize_values
-
-    def shared(model, requests, layer, *, site, prefixes, search_settings, **others):
-        settings = tuple(getattr(search_settings, field.name) for field in fields(ValueSearch))
-        keys = [(request, layer, site, prefixes, settings) for request in requests]
-        missing = [i for i, key in enumerate(keys) if key not in known]
-        if missing:
-            asked = [requests[i] for i in missing]
-            found = search(model, asked, layer, site=site, prefixes=prefixes, search=search_settings, **others)
-            known.update(zip((keys[i] for i in missing), found, strict=True))
-        return tuple(known[key] for key in keys)
-
-    loop.optimize_values = lambda model, requests, layer, *, search, **others: shared(
-        model, requests, layer, search_settings=search, **others
-    )
-
-
 Editor = Callable[[Bench, Sequence[EditRecord]], tl_edit.Edit]
 
 
-def batch_editor(edit, config, **others) -> Editor:
+def batch_editor(edit, config) -> Editor:
     """All of the edits in one call."""
 
     def run(bench: Bench, records: Sequence[EditRecord]) -> tl_edit.Edit:
         requests = [record.request for record in records]
-        return edit(bench.model, requests, bench.moments, config=config, apply=False, progress=False, **others)
+        return edit(
+            bench.model, requests, bench.moments, config=config, folder=bench.folder, apply=False, progress=False
+        )
 
     return run
 
@@ -159,19 +142,25 @@ def measure(name: str, bench: Bench, run: Editor, sizes: Sequence[int]) -> None:
         if n > len(bench.records):
             continue
         start = time.process_time()
-        if n == 1:
-            parts, kept = [], []
-            for record in bench.records[:SINGLE]:
-                edit = run(bench, [record])
-                parts.append(tl_edit.evaluate(bench.model, record, edit=edit))
-                with edit.on(bench.model):
-                    kept.append(bench.kept())
-            result, unmoved = Evaluation.of(parts), sum(kept) / len(kept)
-        else:
-            edit = run(bench, bench.records[:n])
-            with edit.on(bench.model):
-                result, unmoved = tl_edit.evaluate(bench.model, bench.records[: min(n, SCORED)]), bench.kept()
+        try:
+            result, unmoved = scores(bench, run, n)
+        except ValueError as error:
+            print(f"| {name} | {n} | refused: {error} |", flush=True)
+            continue
         print(row(name, n, result, unmoved, time.process_time() - start), flush=True)
+
+
+def scores(bench: Bench, run: Editor, n: int) -> tuple[Evaluation, float]:
+    """Of the first ``n`` edits at once; for one edit, the means over several, each alone."""
+    if n > 1:
+        with run(bench, bench.records[:n]).on(bench.model):
+            return tl_edit.evaluate(bench.model, bench.records[: min(n, SCORED)]), bench.kept()
+    parts, kept = [], []
+    for record in bench.records[:SINGLE]:
+        with run(bench, [record]).on(bench.model):
+            parts.append(tl_edit.evaluate(bench.model, record))
+            kept.append(bench.kept())
+    return Evaluation.of(parts), sum(kept) / len(kept)
 
 
 def one_after_another(name: str, bench: Bench, step, sizes: Sequence[int], batch: int) -> None:
@@ -244,10 +233,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--dev", action="store_true", help="use development facts (for choosing settings)")
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--folder", help="where to keep values between runs; for one run only by default")
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
-    share_values()
-    bench = Bench.make(max(args.n), dev=args.dev, seed=args.seed)
+    kept = tempfile.TemporaryDirectory()
+    bench = Bench.make(max(args.n), args.folder or kept.name, dev=args.dev, seed=args.seed)
     pool = "development" if args.dev else "test"
     print(
         f"{len(bench.records)} edits of different subjects, of which {bench.from_elsewhere} are not {pool} facts; "

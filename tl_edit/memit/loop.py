@@ -220,8 +220,7 @@ def _values(
     bos: bool,
     call: Call,
 ) -> tuple[OptimizedValue, ...]:
-    kept: dict[str, Any] = {} if call.folder is None else {"folder": call.folder}
-    return cast(Any, optimize_values)(
+    return optimize_values(
         model,
         requests,
         config.layers[-1],
@@ -229,9 +228,9 @@ def _values(
         prefixes=contexts.templates,
         search=config,
         prepend_bos=bos,
+        folder=call.folder,
         max_rows=call.max_rows,
         progress=call.progress,
-        **kept,
     )
 
 
