@@ -37,7 +37,7 @@ from tl_edit.arguments import as_moments, moment_of
 from tl_edit.edit import Edit, LowRank
 from tl_edit.forward import length
 from tl_edit.host import Model
-from tl_edit.keys import extract_keys_values
+from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_prefixes, as_request
@@ -213,7 +213,8 @@ def rome_edit(
         The edit, which can take itself back. Its ``diagnostics``: ``losses`` (the curve of the search, nats),
         ``target_prob``, ``delta_ratio`` (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
         ``divisor_ratio`` (bare key . left over mean key . left), ``key_cosine`` (between the bare and the mean key),
-        ``relative_norm`` (|D| / |W_out|), ``prefixes``.
+        ``disturbance`` (root mean square of what typical values move by, over |v|), ``relative_norm`` (|D| / |W_out|),
+        ``prefixes``.
 
     Raises:
         ValueError: For what the model, request, moments or settings lack, and with ``disabling_edit="refuse"`` for an
@@ -242,7 +243,7 @@ def rome_edit(
     direction_key = bare_key if config.variant == "p-ROME" else mean_key
     found = optimize_value(model, request, at, prefixes=templates, search=config, prepend_bos=bos)
     update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
-    diagnostics = _diagnostics(model, at, update, key, bare_key, mean_key, found)
+    diagnostics = _diagnostics(model, moment, update, key, read, found)
     _guard(operation, request, config, diagnostics)
     edit = Edit(
         method=config.variant,
@@ -279,15 +280,11 @@ def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
 
 
 def _diagnostics(
-    model: Model,
-    layer: int,
-    update: LowRank,
-    key: Tensor,
-    bare_key: Tensor,
-    mean_key: Tensor,
-    found: OptimizedValue,
+    model: Model, moment: SecondMoment, update: LowRank, key: Tensor, read: KeysValues, found: OptimizedValue
 ) -> dict[str, Any]:
-    bare, mean, left = bare_key.double(), mean_key.double(), update.left[:, 0]
+    layer, left = moment.layer, update.left[:, 0]
+    bare, mean = read.keys[layer][0].double(), read.mean_keys[layer][0].double()
+    typical = (left @ (moment.matrix.double() @ left)).sqrt() * length(update.right)
     return {
         "losses": found.losses,
         "target_prob": found.target_prob,
@@ -295,6 +292,7 @@ def _diagnostics(
         "divisor": float(key.double() @ left),
         "divisor_ratio": float((bare @ left) / (mean @ left)),
         "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
+        "disturbance": float(typical / length(read.values[layer][0].double())),
         "relative_norm": update.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
     }
 

@@ -57,10 +57,11 @@ def measure(name: str, model, requests, texts, corpus, layers, bos: bool, varian
                     (
                         edit.diagnostics["divisor_ratio"],
                         edit.diagnostics["relative_norm"],
+                        edit.diagnostics["disturbance"],
                         loss(model, texts, bos) - base,
                     )
                 )
-        ratio, norm, cost = torch.tensor(rows, dtype=torch.float64).T
+        ratio, norm, disturbance, cost = torch.tensor(rows, dtype=torch.float64).T
         flagged = (norm > MOST_NORM) | ((ratio < LEAST_RATIO) if variant == "ROME" else torch.zeros_like(norm).bool())
         bad = cost > BAD
         numbers = [

@@ -37,7 +37,9 @@ def memit_edit(
 
     The model's weights, ``requires_grad`` flags, mode and hooks are as before until the last step, the write; an
     exception at any point leaves the model untouched. In between ``W_out`` holds the changes so far, in place: no other
-    thread should use the model. Hooks of your own take part in every step, as in `rome_edit`.
+    thread should use the model. Hooks of your own take part in every step, as in `rome_edit`. In models that normalise
+    what an MLP answers before it is added (Gemma 2 and 3, OLMo 2) a distance between block outputs is no distance
+    between answers, so the target is only approached.
 
     Memory on the CPU, in bytes: ``8 * d_mlp^2`` each for a layer's second moment, for its factor, and while a layer is
     solved for one or two more; ``8 * d_mlp`` for each request's key and twice that for the solve; a copy of ``W_out``

@@ -228,7 +228,14 @@ _ALPHA: dict[str, dict[str, Any]] = {
     "meta-llama-3-8b": {"layers": (4, 5, 6, 7, 8), "v_lr": 0.1, "v_num_grad_steps": 25, "weight": 1.0},
 }
 _PMET: dict[str, dict[str, Any]] = {
-    "tl-edit-fact-model": {**_OWN, "mom2_update_weight": 200.0, "kl_factor": 0.0625},
+    "tl-edit-fact-model": {
+        "layers": (0, 1),
+        "mom2_update_weight": 50.0,
+        "clamp_norm_factor": 4.0,
+        "v_lr": 0.5,
+        "v_num_grad_steps": 20,
+        "kl_factor": 0.0625,
+    },
     "gpt-j-6b": {"layers": _J},
     "gpt-neox-20b": {"layers": (6, 7, 8, 9, 10), "mom2_update_weight": 15000.0, "v_lr": 0.5, "kl_factor": 0.8},
 }
