@@ -161,14 +161,21 @@ class TestVariants:
 
     def test_one_key_throughout_cannot_disable(self, at_odds, recwarn):
         edit = at_odds(variant="r-ROME", disabling_edit="refuse")
-        assert edit.diagnostics["relative_norm"] < 20
+        assert edit.diagnostics["disturbance"] < 0.5
         assert not recwarn
 
-    def test_a_change_far_larger_than_the_weights_is_warned_of_in_every_variant(self, double, monkeypatch):
+    def test_a_change_that_moves_typical_values_far_is_warned_of_in_every_variant(self, double, monkeypatch):
         model, moments = double
-        monkeypatch.setattr(rome_module, "MOST_NORM", 1e-6)
+        monkeypatch.setattr(rome_module, "MOST_DISTURBANCE", 1e-6)
         with pytest.warns(UserWarning, match=r"at most 1e-06; lower clamp_norm_factor, or choose another layer"):
             rome_edit(model, REQUEST, moments, config=replace(CONFIG, variant="p-ROME"), apply=False)
+
+    def test_the_disturbance_is_what_typical_values_move_by(self, double):
+        model, moments = double
+        edit = rome_edit(model, REQUEST, moments, config=CONFIG, apply=False)
+        delta, value = edit.deltas[1].matrix, extract_keys_values(model, REQUEST, [1]).values[1][0]
+        moved = torch.trace(delta.T @ moments[1].matrix @ delta).sqrt() / value.norm()
+        assert edit.diagnostics["disturbance"] == pytest.approx(float(moved))
 
     @pytest.mark.parametrize("bad", [{"variant": "R-ROME"}, {"disabling_edit": "no"}])
     def test_other_words_are_refused(self, bad):

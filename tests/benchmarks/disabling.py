@@ -1,8 +1,8 @@
 """How ROME's edits that ruin a model can be told by their numbers: ``python tests/benchmarks/disabling.py``.
 
-For each edit: ``divisor_ratio``, ``relative_norm`` and what the edit costs the model on other texts, in nats per token.
-The thresholds of `tl_edit.rome` (``LEAST_RATIO``, ``MOST_NORM``) were chosen on these: the golden GPT-2 without a BOS,
-where most subjects begin the prompt, and development facts of the bundled model with and without.
+For each edit: ``divisor_ratio``, ``relative_norm``, ``disturbance`` and what the edit costs the model on other texts,
+in nats per token. The thresholds of `tl_edit.rome` were chosen on these: the golden GPT-2 without a BOS, where most
+subjects begin the prompt, and development facts of the bundled model with and without.
 """
 
 import json
@@ -21,7 +21,7 @@ import tl_edit
 from tl_edit import ROMEConfig, forward, tokens
 from tl_edit.factworld import fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
-from tl_edit.rome import LEAST_RATIO, MOST_NORM
+from tl_edit.rome import LEAST_RATIO, MOST_DISTURBANCE
 
 BAD = 0.3
 """Nats per token that a ruinous edit costs at least."""
@@ -61,12 +61,17 @@ def measure(name: str, model, requests, texts, corpus, layers, bos: bool, varian
                         loss(model, texts, bos) - base,
                     )
                 )
-        ratio, norm, disturbance, cost = torch.tensor(rows, dtype=torch.float64).T
-        flagged = (norm > MOST_NORM) | ((ratio < LEAST_RATIO) if variant == "ROME" else torch.zeros_like(norm).bool())
-        bad = cost > BAD
+        ratio, norm, moved, cost = torch.tensor(rows, dtype=torch.float64).T
+        small = ratio < (LEAST_RATIO if variant == "ROME" else -1)
+        flagged, bad = small | (moved > MOST_DISTURBANCE), cost > BAD
         numbers = [
             f"{float(values.quantile(part)):.3g}"
-            for values, parts in ((ratio, (0.0, 0.05, 0.5)), (norm, (0.5, 0.95, 1.0)), (cost, (0.5, 0.95, 1.0)))
+            for values, parts in (
+                (ratio, (0.0, 0.05, 0.5)),
+                (norm, (0.5, 1.0)),
+                (moved, (0.5, 0.95, 1.0)),
+                (cost, (0.5, 0.95, 1.0)),
+            )
             for part in parts
         ]
         counts = f"{int(flagged.sum())} | {int((flagged & bad).sum())} of {int(bad.sum())}"
@@ -77,8 +82,9 @@ def main() -> None:
     """Print the table."""
     warnings.simplefilter("ignore", UserWarning)
     print(
-        "| model | layer | variant | edits | least ratio | 5 % | median | median norm | 95 % | greatest | "
-        f"median cost | 95 % | greatest | warned of | of those that cost more than {BAD} |\n|{'---|' * 15}"
+        "| model | layer | variant | edits | least ratio | 5 % | median | median norm | greatest | median disturbance | "
+        "95 % | greatest | median cost | 95 % | greatest | warned of | of those that cost more than "
+        f"{BAD} |\n|{'---|' * 17}"
     )
     golden, model = read_golden(GOLDEN), load_golden(next(iter(tiny_models.interfaces())), dtype=torch.float32)
     asked = json.loads((GOLDEN / "requests.json").read_text("utf-8"))
