@@ -47,8 +47,8 @@ Variant = Literal["ROME", "r-ROME", "p-ROME"]
 OnDisabling = Literal["warn", "refuse", "allow"]
 
 LEAST_RATIO, MOST_DISTURBANCE = 0.2, 0.5
-"""Beyond either an edit is taken to disable the model: below this ``divisor_ratio`` it is five times as large as with one
-key throughout; above this ``disturbance`` it moves typical values by half the length of the edited one. Measured in
+"""Beyond either an edit is taken to disable the model: below this ``divisor_ratio`` it is five times as large as with
+one key throughout; above this ``disturbance`` it moves typical values by half the length of the edited one. Measured in
 tests/benchmarks/disabling.py. The norm alone does not tell: what is harmless at one layer ruins another."""
 
 
