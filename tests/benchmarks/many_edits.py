@@ -168,7 +168,7 @@ def one_after_another(name: str, bench: Bench, step, sizes: Sequence[int], batch
     before = {layer: host.w_out(bench.model, layer).clone() for layer in range(host.n_layers(bench.model))}
     start = time.process_time()
     try:
-        for done in range(0, max(min(n, len(bench.records)) for n in sizes), batch):
+        for done in range(0, max([min(n, len(bench.records)) for n in sizes], default=0), batch):
             step(bench, bench.records[done : done + batch])
             # The benchmark keeps the first weights itself; the ledger would go through all edits at each write.
             tl_edit.forget_edits(bench.model)
@@ -200,6 +200,17 @@ def rome_step(config: ROMEConfig, prefixes: Sequence[str]):
         tl_edit.rome_edit(bench.model, records[0].request, bench.moments, config=config, prefixes=prefixes)
 
     return step
+
+
+def rome_alone(config: ROMEConfig, prefixes: Sequence[str]) -> Editor:
+    """One ROME edit, computed on the unedited model."""
+
+    def run(bench: Bench, records: Sequence[EditRecord]) -> tl_edit.Edit:
+        return tl_edit.rome_edit(
+            bench.model, records[0].request, bench.moments, config=config, prefixes=prefixes, apply=False
+        )
+
+    return run
 
 
 def alpha_step(config: AlphaEditConfig):
@@ -269,7 +280,9 @@ def main() -> None:
             measure(name, bench, at_once[name], args.n)
         else:
             step, batch = in_steps[name]
-            one_after_another(name, bench, step, [n for n in args.n if n >= batch], batch)
+            if name == "rome" and 1 in args.n:
+                measure(name, bench, rome_alone(rome, prefixes), [1])
+            one_after_another(name, bench, step, [n for n in args.n if n >= max(batch, 2)], batch)
 
 
 if __name__ == "__main__":
