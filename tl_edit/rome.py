@@ -312,8 +312,8 @@ def _guard(operation: str, request: EditRequest, config: ROMEConfig, diagnostics
         remedy = "lower clamp_norm_factor, or choose another layer"
     text = (
         f"{operation}: the edit {request} is likely to disable the model: divisor_ratio is {ratio:.3g} and disturbance "
-        f"{moved:.3g} (relative_norm {float(diagnostics['relative_norm']):.3g}); expected at least {LEAST_RATIO} and at "
-        f"most {MOST_DISTURBANCE}; {remedy}; disabling_edit='allow' silences this."
+        f"{moved:.3g} (relative_norm {float(diagnostics['relative_norm']):.3g}); expected at least {LEAST_RATIO} and "
+        f"at most {MOST_DISTURBANCE}; {remedy}; disabling_edit='allow' silences this."
     )
     if config.disabling_edit == "refuse":
         raise ValueError(text)
