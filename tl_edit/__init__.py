@@ -19,7 +19,7 @@ from tl_edit.memit import (
     memit_update,
     pmet_edit,
 )
-from tl_edit.moment import SecondMoment, SecondMoments, second_moment
+from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
@@ -44,6 +44,7 @@ __all__ = [
     "AlphaEditConfig",
     "AverageTrace",
     "CausalTrace",
+    "Convergence",
     "EMMETConfig",
     "Edit",
     "EditRecord",
@@ -81,6 +82,7 @@ __all__ = [
     "optimize_value",
     "optimize_values",
     "pmet_edit",
+    "read_texts",
     "restore",
     "rome_edit",
     "rome_update",

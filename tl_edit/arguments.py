@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Float
+from torch import Tensor
+
 from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, SecondMoments
 
@@ -38,3 +41,12 @@ def moment_of(model: Model, moments: SecondMoments, layer: int, operation: str) 
     moment = moments[layer]
     moment.check_fits(model, operation)
     return moment
+
+
+def regular_matrix(moment: SecondMoment) -> Float[Tensor, "d_mlp d_mlp"]:
+    """``C`` with the moment's ridge on its diagonal, as its factor has it."""
+    if not moment.added:
+        return moment.matrix
+    regular = moment.matrix.double().clone()
+    regular.diagonal().add_(moment.added)
+    return regular

@@ -14,5 +14,5 @@ def digest(parts: Iterable[Tensor | str], *, size: int = 16) -> str:
         if isinstance(part, str):
             found.update(part.encode())
         else:
-            found.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

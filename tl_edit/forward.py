@@ -4,7 +4,7 @@ The forward pass ends as soon as nobody needs the rest: a run that only reads ac
 one it reads, so no logits are computed for it.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -79,32 +79,45 @@ def activations(
         ValueError: If a name does not fire on this model.
     """
     store: dict[str, Tensor] = {}
-    wanted = set(names)
+    visit(model, batch, {name: capture(store, name) for name in names}, hooks)
+    return store
 
-    def reader(name: str) -> HookFn:
-        keep = capture(store, name)
 
+@torch.no_grad()
+def visit(
+    model: Model, batch: TokenBatch, readers: Mapping[str, Callable[[Tensor], None]], hooks: Sequence[NamedHook] = ()
+) -> None:
+    """Show each reader the activation ``[batch pos _]`` at its name, in one pass that stops after the last of them.
+
+    Nothing is copied; readers must not write.
+
+    Raises:
+        ValueError: If a name does not fire on this model.
+    """
+    seen: set[str] = set()
+
+    def watch(name: str) -> HookFn:
         def read(act: Tensor, hook: object = None) -> None:
             # Some Hugging Face MLPs see [batch * pos, width]; give the sequence its axis back.
-            keep(act.reshape(*batch.tokens.shape, -1), hook)
-            if store.keys() == wanted:
+            readers[name](act.detach().reshape(*batch.tokens.shape, -1))
+            seen.add(name)
+            if len(seen) == len(readers):
                 raise _StopForwardError
 
         return read
 
     try:
-        with attached(model, [*hooks, *((name, reader(name)) for name in wanted)]):
+        with attached(model, [*hooks, *((name, watch(name)) for name in readers)]):
             model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
     except _StopForwardError:
         pass
-    missing = wanted - store.keys()
+    missing = readers.keys() - seen
     if missing:
         raise ValueError(
             f"reading activations: {sorted(missing)} did not fire in the forward pass; expected hook points that "
             "this architecture computes; see model.hook_dict. Under torch.compile hooks may not fire: use the model as "
             "it was before."
         )
-    return store
 
 
 @contextmanager

@@ -83,8 +83,8 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     print(
         "| model | layer | variant | edits | least ratio | 5 % | median | median norm | greatest | "
-        "median disturbance | 95 % | greatest | median cost | 95 % | greatest | warned of | of those that cost more than "
-        f"{BAD} |\n|{'---|' * 17}"
+        "median disturbance | 95 % | greatest | median cost | 95 % | greatest | warned of | of those that cost more "
+        f"than {BAD} |\n|{'---|' * 17}"
     )
     golden, model = read_golden(GOLDEN), load_golden(next(iter(tiny_models.interfaces())), dtype=torch.float32)
     asked = json.loads((GOLDEN / "requests.json").read_text("utf-8"))

@@ -14,7 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundled_model import random_direction
 
@@ -75,6 +75,8 @@ class Bench:
         others = [fact for fact in world if fact.subject not in taken]
         untouched = random.Random(seed).sample(others, min(UNTOUCHED, len(others)))
         moments = tl_edit.second_moment(model, fact_texts(), range(model.cfg.n_layers), progress=False)
+        # After many edits that the ledger has forgotten the model's keys are no longer those that were measured.
+        moments = tl_edit.SecondMoments(replace(moment, probe_keys=None) for moment in moments.values())
         known = says(model, untouched)
         untouched = [fact for fact, knows in zip(untouched, known, strict=True) if knows]
         return cls(model, moments, records, untouched, from_elsewhere, folder)

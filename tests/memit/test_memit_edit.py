@@ -9,6 +9,7 @@ import tiny_models
 import tiny_tokenizers
 import torch
 
+import tl_edit.memit.algebra as algebra
 import tl_edit.memit.loop as loop
 from tl_edit import (
     EditRequest,
@@ -158,6 +159,17 @@ def test_keys_are_averaged_within_types_and_then_over_them(double):
     torch.testing.assert_close(values[0], block_output(model, REQUESTS[0], 1))
     flat = Asked.of(model, REQUESTS, Contexts.of(types[0], "test"), True)
     torch.testing.assert_close(flat.read(model, host.key_name(1), host.key_name(1))[0], (bare + pair) / 2)
+
+
+def test_the_ridge_of_a_moment_counts_in_both_forms(double, monkeypatch):
+    model, moments = double
+    ridged = SecondMoments(replace(moments[layer], ridge=0.5) for layer in (0, 1))
+    dual = edit_of(model, ridged, apply=False)
+    monkeypatch.setattr(algebra, "DUAL_BELOW", 0.0)
+    primal = edit_of(model, ridged, apply=False)
+    plain = edit_of(model, moments, apply=False)
+    torch.testing.assert_close(dual.deltas[0].matrix, primal.deltas[0].matrix, rtol=1e-7, atol=1e-10)
+    assert not torch.allclose(dual.deltas[0].matrix, plain.deltas[0].matrix, rtol=1e-2)
 
 
 def test_the_order_of_requests_does_not_matter(double):
@@ -430,7 +442,7 @@ class TestBadInput:
             edit_of(model, other)
 
     def test_moments_of_another_width(self, model, moments):
-        narrow = replace(moments[1], matrix=torch.eye(9).double())
+        narrow = SecondMoment(layer=1, matrix=torch.eye(9).double(), count=0)
         with pytest.raises(ValueError, match="d_mlp 9; .* has d_mlp 80"):
             edit_of(model, SecondMoments([moments[0], narrow]))
 

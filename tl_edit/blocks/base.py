@@ -17,7 +17,8 @@ from tl_edit.tokens import TokenBatch
 
 Touch = Callable[[str, Tensor], Tensor | None]
 """``touch(kind, out)`` sees the output of attention ("attn_out") or MLP ("mlp_out"), as TransformerLens' hook points
-of these names do, or the raw output of ``W_out`` ("value"), and returns another, or None to leave it."""
+of these names do, or the raw output of ``W_out`` ("value"), and returns another, or None to leave it.
+Packed blocks also show it the input of ``W_out`` ("key")."""
 
 TOUCHED = ("attn_out", "mlp_out")
 """What a touch sees unless it asks for more."""

@@ -98,7 +98,7 @@ class PackedBlock:
         self.norm_1, self.norm_2 = _norm(block.ln1), _norm(block.ln2)
         post = self.cfg.use_normalization_before_and_after
         self.post_1, self.post_2 = (_norm(block.ln1_post), _norm(block.ln2_post)) if post else (None, None)
-        self.attention, self.mlp = _Attention(block.attn), _mlp(block.mlp)
+        self.attention, self.mlp = _Attention(block.attn), _MLP(block.mlp)
 
     def __call__(self, resid: Tensor, past: Past, last: int | None = None) -> Tensor:
         """See `Block`."""
@@ -109,7 +109,8 @@ class PackedBlock:
         """The block output, of its input and of what attention gives."""
         attn_out = self._touched("attn_out", attn_out if self.post_1 is None else self.post_1(attn_out))
         mid = resid + attn_out
-        value = self._touched("value", self.mlp(self.norm_2(resid if self.cfg.parallel_attn_mlp else mid)))
+        keys = self._touched("key", self.mlp.keys(self.norm_2(resid if self.cfg.parallel_attn_mlp else mid)))
+        value = self._touched("value", self.mlp.values(keys))
         return mid + self._touched("mlp_out", value if self.post_2 is None else self.post_2(value))
 
     def _touched(self, kind: str, out: Tensor) -> Tensor:
@@ -190,17 +191,26 @@ def _norm(module: Any) -> Function:
     return module
 
 
-def _mlp(mlp: Any) -> Function:
-    """The MLP on flattened rows, with torch's fused activations; weights are read at each call, since edits change."""
-    act: Function = _ACTIVATIONS.get(getattr(mlp.act_fn, "__name__", "")) or mlp.act_fn
+class _MLP:
+    """An MLP in two halves, with torch's fused activations; weights are read at each call, since edits change."""
 
-    def run(normed: Tensor) -> Tensor:
-        rows = normed.flatten(0, -2)
-        w = {name: parameter.detach() for name, parameter in mlp._parameters.items() if parameter is not None}
+    def __init__(self, mlp: Any) -> None:
+        self.parameters = mlp._parameters
+        self.act: Function = _ACTIVATIONS.get(getattr(mlp.act_fn, "__name__", "")) or mlp.act_fn
+
+    def keys(self, normed: Tensor) -> Tensor:
+        """The input of ``W_out``, [... d_mlp]."""
+        rows, w = normed.flatten(0, -2), self._weights()
         if "W_gate" in w:
-            post = torch.addcmul(w["b_in"], act(rows @ w["W_gate"]), rows @ w["W_in"])
+            post = torch.addcmul(w["b_in"], self.act(rows @ w["W_gate"]), rows @ w["W_in"])
         else:
-            post = act(torch.addmm(w["b_in"], rows, w["W_in"]))
-        return torch.addmm(w["b_out"], post, w["W_out"]).view(normed.shape)
+            post = self.act(torch.addmm(w["b_in"], rows, w["W_in"]))
+        return post.view(*normed.shape[:-1], -1)
 
-    return run
+    def values(self, keys: Tensor) -> Tensor:
+        """The output of ``W_out``, [... d_model]."""
+        w = self._weights()
+        return torch.addmm(w["b_out"], keys.flatten(0, -2), w["W_out"]).view(*keys.shape[:-1], -1)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.parameters.items() if parameter is not None}

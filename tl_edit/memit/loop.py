@@ -145,7 +145,7 @@ def spread(
         for left, layer in zip(range(len(layers), 0, -1), bar, strict=False):
             keys, now = prompts.read(model, host.key_name(layer), site)
             residuals = (goals - now) / method.part(left)
-            deltas[layer], own = method.solve(moment_of(model, by_layer, layer, operation), keys, residuals)
+            deltas[layer], own = method.solve(by_layer[layer], keys, residuals)
             for name, number in (_numbers(model, layer, goals, now, deltas[layer]) | own).items():
                 notes.setdefault(name, {})[layer] = number
             write(layer, deltas[layer])
@@ -164,7 +164,10 @@ def spread(
 
 
 def _check_moment(method: Method, model: Model, moments: SecondMoments, layer: int) -> None:
-    """Nobody wants to hear after hours of search that a moment is another model's, or of too few tokens."""
+    """Nobody wants to hear after hours of search that a moment is another model's, or of too few tokens.
+
+    Later the model has changes of ours in it, which a moment may take for another model.
+    """
     moment = moment_of(model, moments, layer, method.operation)
     if method.needs_factor and 0 < moment.count < moment.d_mlp:
         _ = moment.cholesky

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
+from tl_edit.arguments import regular_matrix
 from tl_edit.edit import Edit, LowRank
 from tl_edit.host import Model
 from tl_edit.memit.algebra import alpha_update, emmet_update, memit_update, rarity
@@ -193,7 +194,7 @@ def pmet_edit(
 
     def solve(moment: SecondMoment, keys: Keys, residuals: Residuals) -> tuple[LowRank, dict[str, float]]:
         weight = float(settings.mom2_update_weight)
-        update = memit_update(moment.matrix, keys, residuals, weight=weight, factor=moment.cholesky)
+        update = memit_update(regular_matrix(moment), keys, residuals, weight=weight, factor=moment.cholesky)
         return update, {"weight": weight, "key_rarity": float(rarity(moment.cholesky, keys).mean())}
 
     method = Method("PMET", operation, solve, sites=("value", "attn_out"), part=math.sqrt)

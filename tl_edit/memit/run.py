@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tl_edit.arguments import regular_matrix
 from tl_edit.edit import Edit, LowRank
 from tl_edit.host import Model
 from tl_edit.memit.algebra import memit_update, rarity
@@ -89,7 +90,7 @@ def memit_edit(
 
     def solve(moment: SecondMoment, keys: Keys, residuals: Residuals) -> tuple[LowRank, dict[str, float]]:
         weight = settings.weight_for(moment.d_mlp)
-        update = memit_update(moment.matrix, keys, residuals, weight=weight, factor=moment.cholesky)
+        update = memit_update(regular_matrix(moment), keys, residuals, weight=weight, factor=moment.cholesky)
         return update, {"weight": weight, "key_rarity": float(rarity(moment.cholesky, keys).mean())}
 
     call = Call(prefixes, prepend_bos, conflicts, folder, max_rows, progress)

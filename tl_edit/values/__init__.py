@@ -13,7 +13,7 @@ there, and ``v* = v0 + delta``. Where the papers differ: they describe the KL te
 squared ``delta``; ROME's appendix gives other weights.
 
 The weights are not touched and receive no gradients. Files: what is asked for (`settings`, `asked`, `rows`), how delta
-moves (`search`), how a loss is computed (`engine`, `plain`, and `tail`, which computes only what can differ); `run` puts
+moves (`search`), how a loss is computed (`engine`, `plain`; `tail` computes only what can differ); `run` puts
 it together, `folder` keeps what was found.
 """
 

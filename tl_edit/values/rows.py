@@ -123,18 +123,19 @@ class Piece:
         log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
         device = log_probs.device
         owner, token = self.owner[self.read_row].to(device), self.token.to(device)
-        target = (token >= 0).nonzero()[:, 0]
-        picked = log_probs[target, token[target]]
-        weight = self.weight.to(picked.dtype).to(device)[target]  # rounded first: not all devices have float64
         zero = torch.zeros(requests, dtype=log_probs.dtype, device=device)
-        wrong = zero.index_add(0, owner[target], (log_probs[target].argmax(-1) != token[target]).to(zero))
+        target, after = (token >= 0).nonzero()[:, 0], (token < 0).nonzero()[:, 0]
+        weight = self.weight.to(log_probs.dtype).to(device)[target]  # rounded first: not all devices have float64
+        nll = zero.index_add(0, owner[target], -weight * log_probs[target, token[target]])
+        missed = (log_probs.detach().argmax(-1) != token)[target]
+        wrong = zero.index_add(0, owner[target], missed.to(zero))
         kl = zero
-        for read in map(int, (token < 0).nonzero()):
-            request, now = int(owner[read]), log_probs[read]
-            before = unedited.setdefault(request, now.detach())
-            divergence = torch.nn.functional.kl_div(before, now, log_target=True, reduction="sum")
-            kl = kl.index_add(0, owner[read : read + 1], divergence[None])
-        return Terms(nll=zero.index_add(0, owner[target], -weight * picked), kl=kl, said=wrong == 0)
+        if len(after):
+            now = log_probs[after]
+            before = [unedited.setdefault(int(i), row) for i, row in zip(owner[after], now.detach(), strict=True)]
+            each = torch.nn.functional.kl_div(torch.stack(before), now, log_target=True, reduction="none").sum(-1)
+            kl = zero.index_add(0, owner[after], each)
+        return Terms(nll=nll, kl=kl, said=wrong == 0)
 
 
 def pieces(rows: Sequence[Row], max_rows: int, *, from_lookup: bool = False) -> Iterator[Piece]:

@@ -80,9 +80,19 @@ class TailEngine(Engine):
         # Added to the block output, delta can go in between two blocks.
         self.between = self._reaches_the_stream_unchanged(batch)
         self.first = layer + 1 if self.between else layer
-        name = host.resid_post_name(layer) if self.between else host.resid_pre_name(layer)
-        self.resid = forward.activations(model, batch, [name])[name]
+        self.resid = self._resid(batch)
         self.pasts = list(self._pasts(max(row.lookup for row in self.rows)))
+
+    def _resid(self, batch: tokens.TokenBatch) -> Float[Tensor, "row pos d_model"]:
+        """The residual stream before the first layer of an evaluation."""
+        if isinstance(self.blocks, PackedBlocks):
+            resid = forward.activations(self.model, batch, [host.resid_pre_name(0)])[host.resid_pre_name(0)]
+            for layer in range(self.first):
+                with self.blocks.layer(layer) as block:
+                    resid = block(resid, self.blocks.past(len(resid)))
+            return resid
+        name = host.resid_post_name(self.layer) if self.between else host.resid_pre_name(self.layer)
+        return forward.activations(self.model, batch, [name])[name]
 
     def _reaches_the_stream_unchanged(self, batch: tokens.TokenBatch) -> bool:
         """Whether what is added at the site is added to the block output: not where a norm or a factor follows."""
