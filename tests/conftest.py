@@ -24,6 +24,8 @@ def read_golden(folder: Path) -> SimpleNamespace:
         texts=json.loads((folder / "texts.json").read_text("utf-8")),
         rome=json.loads((folder / "rome.json").read_text("utf-8")),
         rome_tensors=load_file(folder / "rome.safetensors"),
+        memit=json.loads((folder / "memit.json").read_text("utf-8")),
+        memit_tensors=load_file(folder / "memit.safetensors"),
         moments=load_file(folder / "second_moment.safetensors"),
         trace=json.loads((folder / "trace.json").read_text("utf-8")),
         trace_tensors=load_file(folder / "trace.safetensors"),

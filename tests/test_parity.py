@@ -5,7 +5,7 @@ import tiny_models
 import torch
 from conftest import golden_request, load_golden
 
-from tl_edit import ROMEConfig, causal_trace, rome_edit, second_moment
+from tl_edit import Edit, MEMITConfig, ROMEConfig, causal_trace, memit_edit, rome_edit, second_moment
 
 TOLERANCE = 1e-9
 
@@ -60,6 +60,42 @@ def test_rome(golden, golden_model, golden_moments, i):
     with edit.on(golden_model):
         edited = log_probs_after(golden_model, request.prompt)
     assert relative(edited, golden.rome_tensors[f"{case_id}.edited_logprobs"]) < TOLERANCE
+
+
+def golden_memit(golden, model, moments) -> Edit:
+    """The program's own edit: its texts, its settings."""
+    settings = golden.memit["config"]
+    config = MEMITConfig(
+        layers=tuple(settings["layers"]),
+        v_num_grad_steps=settings["v_num_grad_steps"],
+        **{
+            name: float(settings[name])
+            for name in ("mom2_update_weight", "clamp_norm_factor", "v_lr", "v_weight_decay", "kl_factor")
+        },
+    )
+    requests = [golden_request({"request": request}) for request in golden.memit["requests"]]
+    bare, *types = settings["context_templates"]
+    assert bare == ["{}"]
+    return memit_edit(
+        model, requests, moments, config=config, prefixes=types, prepend_bos=False, apply=False, progress=False
+    )
+
+
+MEMIT_TOLERANCE = {0: TOLERANCE, 1: 1e-6}
+"""By layer: the program rounds each layer's update to float32 before it adds it."""
+
+
+@pytest.mark.filterwarnings("ignore:memit_edit. for .* requests no value was found:UserWarning")
+def test_memit(golden, golden_model, golden_moments):
+    edit = golden_memit(golden, golden_model, golden_moments)
+    assert edit.layers == (0, 1)
+    for layer, delta in edit.deltas.items():
+        assert relative(delta.left, golden.memit_tensors[f"blocks.{layer}.adj_k"]) < MEMIT_TOLERANCE[layer]
+        assert relative(delta.right.T, golden.memit_tensors[f"blocks.{layer}.resid"]) < MEMIT_TOLERANCE[layer]
+        assert edit.diagnostics["residual"][layer] == pytest.approx(golden.memit["z_error"][layer], abs=5.1e-4)
+    with edit.on(golden_model):
+        for request, expected in zip(edit.requests, golden.memit_tensors["edited_logprobs"], strict=True):
+            assert relative(log_probs_after(golden_model, request.prompt), expected) < 1e-6
 
 
 @pytest.mark.parametrize("i", range(4))

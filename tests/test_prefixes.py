@@ -22,7 +22,8 @@ def start_of(model):
 
 
 def sample(model, rows=4, length=6, top_k=5, seed=0):
-    return prefixes._sample(model, start_of(model), rows, length, top_k, torch.Generator().manual_seed(seed))
+    starts = [torch.tensor([start_of(model)])] * rows
+    return prefixes._sample(model, starts, length, top_k, torch.Generator().manual_seed(seed))
 
 
 @each_case
@@ -229,3 +230,41 @@ def test_generation_starts_from_the_eos_where_there_is_no_bos_and_is_refused_wit
 def test_active_dropout_is_refused():
     with pytest.raises(ValueError, match=r"generate_prefixes needs a deterministic model"):
         generate_prefixes(build("gpt2", TRANSFORMER_BRIDGE).train())
+
+
+class TestStarts:
+    """MEMIT's rule: the model goes on from a few words, without a BOS."""
+
+    @each_interface
+    def test_texts_begin_with_the_words_in_turn_and_have_the_length(self, interface):
+        model = shared("gpt2", interface)
+        starts = ("The", "Because")
+        made = generate_prefixes(model, lengths=(9,), n_per_length=5, starts=starts)
+        assert [text.startswith(starts[i % 2]) for i, text in enumerate(made)] == [True] * 5
+        for text in made:
+            check_template(text, "prefix")
+        sampled = prefixes._sample(model, prefixes._begun(model, starts, 9), 9, 5, torch.Generator().manual_seed(0))
+        assert sampled.shape == (2, 9)
+        assert start_of(model) not in sampled[:, 0]
+
+    def test_each_row_is_drawn_from_what_the_model_says_after_it(self):
+        """Starts of different lengths do not disturb each other."""
+        model = shared("gpt2", TRANSFORMER_BRIDGE if TRANSFORMER_BRIDGE in interfaces() else "HookedTransformer")
+        starts = prefixes._begun(model, ("The", "The Eiffel Tower is"), 9)
+        together = prefixes._sample(model, starts, 9, 1, torch.Generator())
+        for row, start in zip(together, starts, strict=True):
+            assert torch.equal(row, prefixes._sample(model, [start], 9, 1, torch.Generator())[0])
+
+    def test_neither_bos_nor_eos_is_needed(self):
+        model = build("gpt2")
+        model.tokenizer.bos_token = model.tokenizer.eos_token = None
+        assert generate_prefixes(model, lengths=(4,), n_per_length=1, starts=["The"])[0].startswith("The")
+
+    @pytest.mark.parametrize("starts", ["The", [], [""], [5], 5])
+    def test_other_things_than_words_are_refused(self, starts):
+        with pytest.raises(ValueError, match="starts is .*; expected words, or None for a lone BOS; MEMIT's are"):
+            prefixes._begun(shared("gpt2"), starts, 5)
+
+    def test_a_start_longer_than_the_text_is_refused(self):
+        with pytest.raises(ValueError, match=r"start 'The Eiffel Tower' has \d tokens; expected at most 2, the length"):
+            generate_prefixes(shared("gpt2"), lengths=(2, 9), starts=["The Eiffel Tower"])

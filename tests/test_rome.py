@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_edit.rome as rome_module
-from tl_edit import EditRequest, ROMEConfig, SecondMoments, attach, host, rome_edit, rome_update, second_moment
+from tl_edit import (
+    EditRequest,
+    ROMEConfig,
+    SecondMoments,
+    attach,
+    extract_keys_values,
+    host,
+    optimize_value,
+    rome_edit,
+    rome_update,
+    second_moment,
+)
 from tl_edit.edit import Edit
 
 REQUEST = EditRequest("{} is in the city of", "The Eiffel Tower", "Rome", "Paris")
@@ -81,6 +92,95 @@ class TestTheorems:
 def setting(request):
     model = tiny_models.build(request.param)
     return model, second_moment(model, TEXTS, [1], progress=False)
+
+
+class TestVariants:
+    """Which key reads v* afterwards, and the guard against edits that ruin the model."""
+
+    PREFIXES = ("It is a fact. {}", "My favourite city. {}", "Rome is a city. {}")
+
+    @pytest.fixture(scope="class")
+    def double(self):
+        model = tiny_models.build("gpt2", dtype=torch.float64)
+        return model, second_moment(model, TEXTS, [1], progress=False)
+
+    @pytest.mark.parametrize("variant", ["ROME", "r-ROME", "p-ROME"])
+    def test_the_key_that_reads_v_star_and_the_direction(self, double, variant):
+        model, moments = double
+        config = replace(CONFIG, variant=variant)
+        edit = rome_edit(model, REQUEST, moments, config=config, prefixes=self.PREFIXES, apply=False)
+        v_star = optimize_value(model, REQUEST, 1, prefixes=self.PREFIXES, search=CONFIG).v_star
+        read = extract_keys_values(model, REQUEST, [1], prefixes=self.PREFIXES)
+        delta = edit.deltas[1].matrix
+        bare = read.values[1][0] + read.keys[1][0] @ delta
+        mean = read.mean_values[1][0] + read.mean_keys[1][0] @ delta
+        exact, other = (mean, bare) if variant == "r-ROME" else (bare, mean)
+        torch.testing.assert_close(exact, v_star, rtol=1e-9, atol=1e-10)
+        assert not torch.allclose(other, v_star, rtol=1e-3, atol=1e-3)
+        of = (read.keys if variant == "p-ROME" else read.mean_keys)[1][0]
+        direction = torch.linalg.solve(moments[1].matrix, of)
+        torch.testing.assert_close(edit.deltas[1].left[:, 0], direction / direction.norm(), rtol=1e-8, atol=1e-10)
+        assert edit.method == variant
+
+    def test_without_prefixes_all_are_one(self, double):
+        model, moments = double
+        edits = [
+            rome_edit(model, REQUEST, moments, config=replace(CONFIG, variant=variant), prefixes=(), apply=False)
+            for variant in ("ROME", "r-ROME", "p-ROME")
+        ]
+        for edit in edits[1:]:
+            torch.testing.assert_close(edit.deltas[1].matrix, edits[0].deltas[1].matrix)
+        assert edits[0].diagnostics["divisor_ratio"] == pytest.approx(1.0)
+
+    @pytest.fixture
+    def at_odds(self, double, monkeypatch):
+        """The bare prompt's key is nearly orthogonal to the direction of the mean key."""
+        model, moments = double
+        read = extract_keys_values(model, REQUEST, [1], prefixes=self.PREFIXES)
+        mean = read.mean_keys[1][0]
+        direction = torch.linalg.solve(moments[1].matrix, mean)
+        across = torch.randn(80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        across -= direction * (across @ direction) / (direction @ direction)
+        key = across * mean.norm() / across.norm() + 1e-3 * mean
+        twisted = replace(read, keys={1: key[None]})
+        monkeypatch.setattr(rome_module, "extract_keys_values", lambda *_args, **_kwargs: twisted)
+        return lambda **settings: rome_edit(
+            model, REQUEST, moments, config=replace(CONFIG, **settings), prefixes=self.PREFIXES, apply=False
+        )
+
+    def test_a_disabling_edit_is_warned_of(self, at_odds):
+        with pytest.warns(UserWarning, match=r"likely to disable the model: divisor_ratio is 0.001 .*variant='r-ROME'"):
+            edit = at_odds()
+        assert edit.diagnostics["divisor_ratio"] == pytest.approx(1e-3, rel=1e-6)
+
+    def test_it_may_be_refused_or_allowed(self, at_odds, recwarn):
+        with pytest.raises(ValueError, match="rome_edit: the edit .* is likely to disable the model"):
+            at_odds(disabling_edit="refuse")
+        at_odds(disabling_edit="allow")
+        assert not recwarn
+
+    def test_one_key_throughout_cannot_disable(self, at_odds, recwarn):
+        edit = at_odds(variant="r-ROME", disabling_edit="refuse")
+        assert edit.diagnostics["disturbance"] < 0.5
+        assert not recwarn
+
+    def test_a_change_that_moves_typical_values_far_is_warned_of_in_every_variant(self, double, monkeypatch):
+        model, moments = double
+        monkeypatch.setattr(rome_module, "MOST_DISTURBANCE", 1e-6)
+        with pytest.warns(UserWarning, match=r"at most 1e-06; lower clamp_norm_factor, or choose another layer"):
+            rome_edit(model, REQUEST, moments, config=replace(CONFIG, variant="p-ROME"), apply=False)
+
+    def test_the_disturbance_is_what_typical_values_move_by(self, double):
+        model, moments = double
+        edit = rome_edit(model, REQUEST, moments, config=CONFIG, apply=False)
+        delta, value = edit.deltas[1].matrix, extract_keys_values(model, REQUEST, [1]).values[1][0]
+        moved = torch.trace(delta.T @ moments[1].matrix @ delta).sqrt() / value.norm()
+        assert edit.diagnostics["disturbance"] == pytest.approx(float(moved))
+
+    @pytest.mark.parametrize("bad", [{"variant": "R-ROME"}, {"disabling_edit": "no"}])
+    def test_other_words_are_refused(self, bad):
+        with pytest.raises((ValueError, TypeError), match=r"(?s)expected one of|Type-check"):
+            ROMEConfig(**bad)
 
 
 def weights(model) -> list[torch.Tensor]:

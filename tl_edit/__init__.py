@@ -5,6 +5,20 @@ from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
+from tl_edit.memit import (
+    AlphaEditConfig,
+    EMMETConfig,
+    KeyCache,
+    MEMITConfig,
+    PMETConfig,
+    alpha_edit,
+    alpha_update,
+    emmet_edit,
+    emmet_update,
+    memit_edit,
+    memit_update,
+    pmet_edit,
+)
 from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
@@ -22,39 +36,52 @@ from tl_edit.trace import (
     trace_difference,
     trace_facts,
 )
-from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
+from tl_edit.values import OptimizedValue, ValueSearch, optimize_value, optimize_values
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AlphaEditConfig",
     "AverageTrace",
     "CausalTrace",
     "Convergence",
+    "EMMETConfig",
     "Edit",
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "KeyCache",
     "KeysValues",
     "KnownFact",
     "LowRank",
+    "MEMITConfig",
     "Noise",
     "OptimizedValue",
+    "PMETConfig",
     "ROMEConfig",
     "SecondMoment",
     "SecondMoments",
     "TraceDifference",
     "ValueSearch",
+    "alpha_edit",
+    "alpha_update",
     "applied_edits",
     "average_traces",
     "capture",
     "causal_trace",
     "corrupt_subject",
     "embedding_std",
+    "emmet_edit",
+    "emmet_update",
     "evaluate",
     "extract_keys_values",
     "forget_edits",
     "generate_prefixes",
+    "memit_edit",
+    "memit_update",
     "optimize_value",
+    "optimize_values",
+    "pmet_edit",
     "read_texts",
     "restore",
     "rome_edit",

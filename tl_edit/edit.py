@@ -204,6 +204,15 @@ def forget_edits(model: Model) -> None:
     cast(Any, model).__dict__.pop(_LEDGER, None)
 
 
+def check_untouched(model: Model, layers: Sequence[int], operation: str) -> None:
+    """Refuse a model whose weights were changed from outside since an edit was applied, as `Edit.apply` would.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    _ledger(model).check_untouched(model, layers, operation)
+
+
 @dataclass
 class _EditedLayer:
     base: Tensor

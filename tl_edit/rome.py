@@ -7,30 +7,49 @@ i.e. minimises ``E|k' @ D|^2 = tr(D.T @ C @ D)`` with ``C = E[k' k'.T]`` (Meng e
     D = left @ right,   left = C^-1 k / |C^-1 k|,   right = (v_star - v) / (k . left)
 
 The published program takes ``left`` from the key averaged over prefixes and ``v`` and ``k . left`` from the bare
-prompt's; so does `rome_edit`. Where the two keys differ much the divisor can come close to zero and the update
-explodes (arXiv 2403.07175); `Edit.diagnostics` holds the numbers that show it.
+prompt's; so does `rome_edit`. Where the two keys differ much the divisor can come close to zero, and the update
+explodes and ruins the model (a "disabling edit"; arXiv 2403.07175); it happens to subjects that begin a prompt without
+a BOS (arXiv 2406.11263). `rome_edit` warns of it. Two variants use one key throughout, so that it cannot happen:
+
+========  =================  ===========================  ==========================
+variant   direction          divisor and present value    what reads v* afterwards
+========  =================  ===========================  ==========================
+ROME      mean key           bare prompt's key            the bare prompt's key
+r-ROME    mean key           mean key                     the mean key
+p-ROME    bare prompt's key  bare prompt's key            the bare prompt's key
+========  =================  ===========================  ==========================
 
 Controls: with ``C = I`` the fact is still written but neighbouring keys move more; a random direction of the
 same norm writes nothing.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host, tokens
+from tl_edit.arguments import as_moments, moment_of
 from tl_edit.edit import Edit, LowRank
 from tl_edit.forward import length
 from tl_edit.host import Model
-from tl_edit.keys import extract_keys_values
+from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_prefixes, as_request
 from tl_edit.values import OptimizedValue, ValueSearch, optimize_value
+
+Variant = Literal["ROME", "r-ROME", "p-ROME"]
+OnDisabling = Literal["warn", "refuse", "allow"]
+
+LEAST_RATIO, MOST_DISTURBANCE = 0.2, 0.5
+"""Beyond either an edit is taken to disable the model: below this ``divisor_ratio`` it is five times as large as with
+one key throughout; above this ``disturbance`` it moves typical values by half the length of the edited one. Measured in
+tests/benchmarks/disabling.py. The norm alone does not tell: what is harmless at one layer ruins another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +64,10 @@ class ROMEConfig(ValueSearch):
     """Generated prefixes per length (program: 10; paper's section 3.1: 50 in all); 0 for the bare prompt alone."""
     seed: int = 0
     """Seed of the generated prefixes (the program has none)."""
+    variant: Variant = "ROME"
+    """Which key sets the direction and which reads v*; see this file's head (program: "ROME")."""
+    disabling_edit: OnDisabling = "warn"
+    """What happens where the edit is likely to ruin the model (program: "allow")."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
@@ -52,6 +75,12 @@ class ROMEConfig(ValueSearch):
         for name, value in {"n_prefixes": self.n_prefixes, "seed": self.seed}.items():
             if type(value) is not int or value < 0:
                 raise ValueError(f"ROMEConfig: {name} is {value!r}; expected an integer of 0 or more.")
+        for name, value, known in (
+            ("variant", self.variant, get_args(Variant)),
+            ("disabling_edit", self.disabling_edit, get_args(OnDisabling)),
+        ):
+            if value not in known:
+                raise ValueError(f"ROMEConfig: {name} is {value!r}; expected one of {', '.join(known)}.")
         lengths = cast(object, self.prefix_lengths)
         if not isinstance(lengths, Sequence) or any(type(n) is not int for n in cast(Sequence[object], lengths)):
             raise ValueError(
@@ -182,10 +211,16 @@ def rome_edit(
     Returns:
         The edit, which can take itself back. Its ``diagnostics``: ``losses`` (the curve of the search, nats),
         ``target_prob``, ``delta_ratio`` (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
-        ``key_cosine`` (between the bare and the mean key), ``relative_norm`` (|D| / |W_out|), ``prefixes``.
+        ``divisor_ratio`` (bare key . left over mean key . left), ``key_cosine`` (between the bare and the mean key),
+        ``disturbance`` (root mean square of what typical values move by, over |v|), ``relative_norm`` (|D| / |W_out|),
+        ``prefixes``.
 
     Raises:
-        ValueError: For what the model, request, moments or settings lack; each message says what to do.
+        ValueError: For what the model, request, moments or settings lack, and with ``disabling_edit="refuse"`` for an
+            edit that is likely to ruin the model; each message says what to do.
+
+    Warns:
+        UserWarning: Of such an edit, by default; it is written all the same.
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
@@ -198,20 +233,24 @@ def rome_edit(
             f"pass layer=, e.g. layer={host.n_layers(model) // 3}."
         )
     host.check_layers(model, [at], operation)
-    moment = _moment_for(model, moments, at, operation)
+    moment = moment_of(model, as_moments(moments, [at], operation), at, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
     templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
     read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
-    key, mean_key = read.keys[at][0], read.mean_keys[at][0]
+    bare_key, mean_key = read.keys[at][0], read.mean_keys[at][0]
+    key, value = (mean_key, read.mean_values[at][0]) if config.variant == "r-ROME" else (bare_key, read.values[at][0])
+    direction_key = bare_key if config.variant == "p-ROME" else mean_key
     found = optimize_value(model, request, at, prefixes=templates, search=config, prepend_bos=bos)
-    update = rome_update(moment.cholesky, key, read.values[at][0], found.v_star, direction_key=mean_key)
+    update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
+    diagnostics = _diagnostics(model, moment, update, key, read, found)
+    _guard(operation, request, config, diagnostics)
     edit = Edit(
-        method="ROME",
+        method=config.variant,
         deltas={at: update},
         requests=(request,),
         config=config,
         provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
-        diagnostics=_diagnostics(model, at, update, key, mean_key, found) | {"prefixes": templates},
+        diagnostics=diagnostics | {"prefixes": templates},
     )
     return edit.apply(model) if apply else edit
 
@@ -239,32 +278,43 @@ def _generated(model: Model, config: ROMEConfig) -> tuple[str, ...]:
     return generate_prefixes(model, lengths=config.prefix_lengths, n_per_length=config.n_prefixes, seed=config.seed)
 
 
-def _moment_for(model: Model, moments: object, layer: int, operation: str) -> SecondMoment:
-    """The moment of ``layer``, checked against the model."""
-    by_layer = SecondMoments([moments]) if isinstance(moments, SecondMoment) else moments
-    if not isinstance(by_layer, SecondMoments):
-        raise ValueError(
-            f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
-            f"texts, layers=[{layer}]), or SecondMoments.identity(model, [{layer}]) for the control without."
-        )
-    if layer not in by_layer:
-        raise ValueError(
-            f"{operation}: the second moments given are for layers {list(by_layer)}; the edit is at layer {layer}; "
-            f"compute it with second_moment(model, texts, layers=[{layer}])."
-        )
-    by_layer[layer].check_fits(model, operation)
-    return by_layer[layer]
-
-
 def _diagnostics(
-    model: Model, layer: int, update: LowRank, key: Tensor, mean_key: Tensor, found: OptimizedValue
+    model: Model, moment: SecondMoment, update: LowRank, key: Tensor, read: KeysValues, found: OptimizedValue
 ) -> dict[str, Any]:
-    bare, mean = key.double(), mean_key.double()
+    layer, left = moment.layer, update.left[:, 0]
+    bare, mean = read.keys[layer][0].double(), read.mean_keys[layer][0].double()
+    typical = (left @ (moment.matrix.double() @ left)).sqrt() * length(update.right)
     return {
         "losses": found.losses,
         "target_prob": found.target_prob,
         "delta_ratio": found.delta_ratio,
-        "divisor": float(bare @ update.left[:, 0]),
+        "divisor": float(key.double() @ left),
+        "divisor_ratio": float((bare @ left) / (mean @ left)),
         "key_cosine": float(torch.cosine_similarity(bare, mean, dim=0)),
+        "disturbance": float(typical / length(read.values[layer][0].double())),
         "relative_norm": update.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
     }
+
+
+def _guard(operation: str, request: EditRequest, config: ROMEConfig, diagnostics: dict[str, Any]) -> None:
+    """Warn of an edit that is likely to ruin the model, or refuse it.
+
+    Raises:
+        ValueError: If it is to be refused.
+    """
+    ratio, moved = float(diagnostics["divisor_ratio"]), float(diagnostics["disturbance"])
+    # The variants divide by the product of a key with its own direction, which is never small.
+    small = config.variant == "ROME" and ratio < LEAST_RATIO
+    if config.disabling_edit == "allow" or not (small or moved > MOST_DISTURBANCE):
+        return
+    remedy = "use variant='r-ROME', or prepend_bos=True where the subject begins the prompt"
+    if config.variant != "ROME":
+        remedy = "lower clamp_norm_factor, or choose another layer"
+    text = (
+        f"{operation}: the edit {request} is likely to disable the model: divisor_ratio is {ratio:.3g} and disturbance "
+        f"{moved:.3g} (relative_norm {float(diagnostics['relative_norm']):.3g}); expected at least {LEAST_RATIO} and "
+        f"at most {MOST_DISTURBANCE}; {remedy}; disabling_edit='allow' silences this."
+    )
+    if config.disabling_edit == "refuse":
+        raise ValueError(text)
+    warnings.warn(text, stacklevel=3)

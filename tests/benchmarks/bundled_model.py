@@ -56,13 +56,14 @@ def average_trace(model, sample: list[Fact]) -> None:
 
 
 def random_direction(edit: Edit, seed: int) -> Edit:
-    """A control: another rank-one change of the same norm."""
+    """A control: another change of the same rank and norm."""
     generator = torch.Generator().manual_seed(seed)
     deltas = {}
     for layer, delta in edit.deltas.items():
         left = torch.randn(delta.left.shape, generator=generator, dtype=torch.float64)
         right = torch.randn(delta.right.shape, generator=generator, dtype=torch.float64)
-        deltas[layer] = LowRank(left / left.norm(), right / right.norm() * delta.norm())
+        size = LowRank(left, right).norm()
+        deltas[layer] = LowRank(left, right / size * delta.norm())
     return replace(edit, method="random direction", deltas=deltas)
 
 

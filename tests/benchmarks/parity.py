@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
 from conftest import GOLDEN, golden_request, load_golden, read_golden
-from test_parity import log_probs_after, relative, rome_config
+from test_parity import golden_memit, log_probs_after, relative, rome_config
 
 from tl_edit import causal_trace, rome_edit, second_moment
 
@@ -40,6 +40,13 @@ def main() -> None:
             with edit.on(model):
                 edited = log_probs_after(model, request.prompt)
             note("edited log-probabilities", relative(edited, golden.rome_tensors[f"{case_id}.edited_logprobs"]))
+        edit = golden_memit(golden, model, moments)
+        for layer, delta in edit.deltas.items():
+            note(f"MEMIT left, layer {layer}", relative(delta.left, golden.memit_tensors[f"blocks.{layer}.adj_k"]))
+            note(f"MEMIT right, layer {layer}", relative(delta.right.T, golden.memit_tensors[f"blocks.{layer}.resid"]))
+        with edit.on(model):
+            for request, expected in zip(edit.requests, golden.memit_tensors["edited_logprobs"], strict=True):
+                note("MEMIT edited log-probabilities", relative(log_probs_after(model, request.prompt), expected))
         for case in golden.trace["cases"]:
             request, case_id = golden_request(case), case["request"]["case_id"]
             noise = golden.trace["config"]["noise"]

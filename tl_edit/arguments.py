@@ -1,0 +1,52 @@
+"""What every editing method is given, checked."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit.host import Model
+from tl_edit.moment import SecondMoment, SecondMoments
+
+
+def as_moments(moments: object, layers: Sequence[int], operation: str) -> SecondMoments:
+    """Second moments by layer that hold all ``layers``.
+
+    Raises:
+        ValueError: If they are something else, or a layer is missing.
+    """
+    by_layer = SecondMoments([moments]) if isinstance(moments, SecondMoment) else moments
+    if not isinstance(by_layer, SecondMoments):
+        raise ValueError(
+            f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
+            f"texts, layers={list(layers)}), or SecondMoments.identity(model, {list(layers)}) for the control without."
+        )
+    known = set(by_layer)  # a look-up may load the moment
+    missing = [layer for layer in layers if layer not in known]
+    if missing:
+        where = f"layer {missing[0]}" if len(layers) == 1 else f"layers {list(layers)}"
+        raise ValueError(
+            f"{operation}: the second moments given are for layers {list(by_layer)}; the edit is at {where}; "
+            f"compute {'it' if len(missing) == 1 else 'them'} with second_moment(model, texts, layers={missing})."
+        )
+    return by_layer
+
+
+def moment_of(model: Model, moments: SecondMoments, layer: int, operation: str) -> SecondMoment:
+    """The moment of ``layer``, of this model.
+
+    Raises:
+        ValueError: If it is another model's.
+    """
+    moment = moments[layer]
+    moment.check_fits(model, operation)
+    return moment
+
+
+def regular_matrix(moment: SecondMoment) -> Float[Tensor, "d_mlp d_mlp"]:
+    """``C`` with the moment's ridge on its diagonal, as its factor has it."""
+    if not moment.added:
+        return moment.matrix
+    regular = moment.matrix.double().clone()
+    regular.diagonal().add_(moment.added)
+    return regular
