@@ -35,6 +35,8 @@ from tl_edit import (
 from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
 
+DRAWN = 1000
+"""Edits that are drawn; fewer are the first of them, so that every run of this file edits the same facts."""
 SCORED = 200
 SINGLE = 60
 """For one edit: the mean over so many, each alone."""
@@ -250,7 +252,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     kept = tempfile.TemporaryDirectory()
-    bench = Bench.make(max(args.n), args.folder or kept.name, dev=args.dev, seed=args.seed)
+    bench = Bench.make(DRAWN, args.folder or kept.name, dev=args.dev, seed=args.seed)
     pool = "development" if args.dev else "test"
     print(
         f"{len(bench.records)} edits of different subjects, of which {bench.from_elsewhere} are not {pool} facts; "
