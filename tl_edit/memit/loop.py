@@ -53,7 +53,7 @@ class Call:
     prepend_bos: bool | None
     conflicts: Conflicts
     folder: str | Path | None
-    max_rows: int
+    max_rows: int | None
     progress: bool
 
 

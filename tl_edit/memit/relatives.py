@@ -28,7 +28,7 @@ def emmet_edit(
     prepend_bos: bool | None = None,
     conflicts: Conflicts = "refuse",
     folder: str | Path | None = None,
-    max_rows: int = 2048,
+    max_rows: int | None = None,
     progress: bool = True,
     apply: bool = True,
 ) -> Edit:
@@ -83,7 +83,7 @@ def alpha_edit(
     prepend_bos: bool | None = None,
     conflicts: Conflicts = "refuse",
     folder: str | Path | None = None,
-    max_rows: int = 2048,
+    max_rows: int | None = None,
     progress: bool = True,
     apply: bool = True,
 ) -> Edit:
@@ -157,7 +157,7 @@ def pmet_edit(
     prepend_bos: bool | None = None,
     conflicts: Conflicts = "refuse",
     folder: str | Path | None = None,
-    max_rows: int = 2048,
+    max_rows: int | None = None,
     progress: bool = True,
     apply: bool = True,
 ) -> Edit:

@@ -25,7 +25,7 @@ def memit_edit(
     prepend_bos: bool | None = None,
     conflicts: Conflicts = "refuse",
     folder: str | Path | None = None,
-    max_rows: int = 2048,
+    max_rows: int | None = None,
     progress: bool = True,
     apply: bool = True,
 ) -> Edit:
