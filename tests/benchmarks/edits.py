@@ -133,6 +133,7 @@ def main() -> None:
     for name, default in (("--threads", 2), ("--repeats", 3)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--quick", action="store_true", help="four layers, one repeat: only whether it works")
+    parser.add_argument("--interface", choices=list(tiny_models.interfaces()), help="only this one")
     args = parser.parse_args()
     depth, repeats = (4, 1) if args.quick else (12, args.repeats)
     torch.set_num_threads(args.threads)
@@ -141,7 +142,7 @@ def main() -> None:
     print("| task | ours, CPU s | published way, CPU s | ratio | must / aim | GFLOP per CPU s of a product | error |")
     print("|---|" + "---:|" * 6, flush=True)
     worst = 0.0
-    for interface in tiny_models.interfaces():
+    for interface in [args.interface] if args.interface else tiny_models.interfaces():
         model = build(interface, depth, vocabulary())
         bench = Bench(model, depth // 2 - 1)
         note = "" if interface == HOOKED else f" ({interface})"

@@ -51,12 +51,11 @@ class TestMEMIT:
     def test_one_request_is_romes_update_as_the_weight_vanishes(self, seed):
         C, K, R = problem(seed, 1)
         rome = rome_update(torch.linalg.cholesky(C), K[0], torch.zeros(5).double(), R[0]).matrix
-        distance = [
-            float((memit_update(C, K, R, weight=weight).matrix - rome).norm() / rome.norm())
-            for weight in (1e-2, 1e-4, 1e-6)
-        ]
-        assert distance[2] < 1e-4
-        assert distance[1] / distance[2] == pytest.approx(100, rel=0.2)
+        q = float(K[0] @ torch.linalg.solve(C, K[0]))
+        for weight in (1e-2, 1e-4, 1e-6):
+            distance = float((memit_update(C, K, R, weight=weight).matrix - rome).norm() / rome.norm())
+            # The primal system is nearly singular for small weights, which costs digits.
+            assert distance == pytest.approx(weight / (q + weight), rel=1e-3, abs=1e-7)
 
     @seeds
     @some

@@ -96,6 +96,7 @@ def test_other_weights_are_another_model(model, tmp_path, monkeypatch):
     assert searched == [3]
 
 
+@pytest.mark.skipif("HookedTransformer" not in tiny_models.interfaces(), reason="changes a number of its attention")
 def test_a_model_that_computes_otherwise_with_equal_weights_is_refused(model, tmp_path):
     optimize_values(model, REQUESTS, 1, search=SEARCH, folder=tmp_path)
     model.blocks[0].attn.attn_scale *= 2
@@ -114,6 +115,6 @@ def test_damaged_files_hooks_and_paths_get_advice(model, tmp_path):
     with pytest.raises(ValueError, match="is a file; expected a folder"):
         optimize_values(model, REQUESTS, 1, search=SEARCH, folder=file)
     model.hook_dict["blocks.0.hook_attn_out"].add_hook(lambda act, hook: act)
-    with pytest.raises(ValueError, match=r"a hook is attached at blocks.0.hook_attn_out; expected none with folder="):
+    with pytest.raises(ValueError, match=r"a hook is attached at blocks\.0\..*; expected none with folder="):
         optimize_values(model, REQUESTS, 1, search=SEARCH, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -35,8 +35,8 @@ from tl_edit.values.settings import Site
 
 Past = tuple[Tensor, Tensor]
 
-WORTH_A_FRAME = 64
-"""Positions; fewer rows of a matrix product take nearly as long."""
+A_CALL = 128
+"""Positions that take as long as one more call of every block does beside its work; roughly."""
 
 
 @torch.no_grad()
@@ -235,15 +235,10 @@ class FramedTail(TailEngine):
     description = "blocks (the model's own blocks)"
 
     def pieces(self, requests: Sequence[int]) -> Iterable[Piece]:
-        """See `Engine.pieces`. Rows with lookups far apart go into frames of their own, if that leaves enough rows."""
+        """See `Engine.pieces`. Rows with lookups far apart go into frames of their own."""
         wanted = set(requests)
-        groups: list[list[Row]] = [[]]
-        for row in sorted((row for row in self.rows if row.request in wanted), key=lambda row: row.lookup):
-            group = groups[-1]
-            if group and row.lookup > group[0].lookup + 1 and sum(each.tail for each in group) >= WORTH_A_FRAME:
-                groups.append([])
-            groups[-1].append(row)
-        return [piece for group in groups for piece in pieces(group, self.max_rows)]
+        rows = [row for row in self.rows if row.request in wanted]
+        return [piece for frame in _frames(rows) for piece in pieces(frame, self.max_rows)]
 
     def logits(self, piece: Piece, delta: Float[Tensor, "request site d_model"]) -> Float[Tensor, "read d_vocab"]:
         """See `Engine.logits`."""
@@ -263,3 +258,24 @@ class FramedTail(TailEngine):
                 states = block(states, past)
         read = states[piece.read_row.to(device), (piece.read_pos - start).to(device)]
         return self.blocks.unembed(read[None])[0]
+
+
+def _frames(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows, split by their lookup positions so that calls and positions together cost least."""
+    ordered = sorted(rows, key=lambda row: row.lookup)
+    # By the number of first rows: the least cost of them, and where their last frame begins.
+    best: list[tuple[int, int]] = [(0, 0)]
+    for stop in range(1, len(ordered) + 1):
+        end, choices = 0, list[tuple[int, int]]()
+        for start in range(stop - 1, -1, -1):
+            row = ordered[start]
+            end = max(end, row.lookup + row.tail)
+            choices.append((best[start][0] + A_CALL + (stop - start) * (end - row.lookup), start))
+        best.append(min(choices))
+    frames: list[list[Row]] = []
+    stop = len(ordered)
+    while stop:
+        start = best[stop][1]
+        frames.append(ordered[start:stop])
+        stop = start
+    return frames
