@@ -1,6 +1,8 @@
 """An edit's life: apply, undo bit for bit, switch on and off, refuse what would be silent harm."""
 
+import contextlib
 import copy
+import sys
 import warnings
 from dataclasses import replace
 
@@ -288,3 +290,55 @@ def test_an_edit_too_small_for_the_dtype_is_applied_all_the_same():
         assert edit.is_applied(model)
         assert same(weights(model), before)
     assert not edit.is_applied(model)
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt once, at the n-th line that runs in some of our files, as Ctrl-C may."""
+
+    def __init__(self, n, *names):
+        self.left, self.names, self.raised = n, names, False
+
+    def __call__(self, frame, event, arg):
+        if not frame.f_code.co_filename.endswith(self.names):
+            return None
+        if event == "line" and not self.raised:
+            self.left -= 1
+            if self.left < 0:
+                self.raised = True
+                raise KeyboardInterrupt
+        return self
+
+    def __enter__(self):
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("action", ["apply", "undo", "on"])
+def test_an_interrupt_at_any_line_leaves_all_or_nothing(action):
+    """Whatever is listed is in the weights, nothing else is, and all of it can be undone."""
+    model, n, happened = tiny_models.build("gpt2"), 0, True
+    before = [host.w_out(model, layer).clone() for layer in range(3)]
+    first, second = make_edit(model, layers=(0,), seed=1), make_edit(model, layers=(0, 1), seed=2)
+    while happened:
+        first.apply(model)
+        if action == "undo":
+            second.apply(model)
+        with contextlib.suppress(KeyboardInterrupt), Interrupts(n, "tl_edit/edit.py", "tl_edit/host.py") as interrupts:
+            if action == "on":
+                with second.on(model):
+                    pass
+            else:
+                getattr(second, action)(model)
+        happened, n = interrupts.raised, n + 1
+        listed = applied_edits(model)
+        assert listed in ([first], [first, second]), n
+        if action == "on":
+            assert listed == [first], n
+        for edit in reversed(listed):
+            edit.undo(model)
+        assert all(torch.equal(host.w_out(model, layer), before[layer]) for layer in range(3)), n
+        assert applied_edits(model) == []
+    assert n > 100

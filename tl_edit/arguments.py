@@ -19,7 +19,8 @@ def as_moments(moments: object, layers: Sequence[int], operation: str) -> Second
     if not isinstance(by_layer, SecondMoments):
         raise ValueError(
             f"{operation}: found moments of type {type(moments).__name__}; expected the result of second_moment(model, "
-            f"texts, layers={list(layers)}), or SecondMoments.identity(model, {list(layers)}) for the control without."
+            f"texts, layers={list(layers)}), SecondMoments.load(folder), SecondMoments([...]) of several moments, or "
+            f"SecondMoments.identity(model, {list(layers)}) for the control without."
         )
     known = set(by_layer)  # a look-up may load the moment
     missing = [layer for layer in layers if layer not in known]

@@ -113,7 +113,7 @@ class Edit:
             ValueError: If it is not applied to this model, or if the weights of its layers were changed from
                 outside since (they are never overwritten). Nothing is written then.
         """
-        if not self.is_applied(model):
+        if not self._is_listed(model):
             raise ValueError(
                 f"undoing {self!r}: it is not applied to this model; applied are {applied_edits(model) or 'none'}; "
                 "undo it on the model that it was applied to."
@@ -133,17 +133,22 @@ class Edit:
             ValueError: What `apply` and `undo` raise. After an exception in the block, that one goes on, with a note if
                 the edit could not be undone.
         """
-        self.apply(model)
+        before = self._is_listed(model)
+        ending = False
         try:
+            self.apply(model)
             yield self
+            ending = True
+            self.undo(model)
         except BaseException as error:
-            try:
-                self.undo(model)
-            except ValueError as stuck:
-                # Python 3.10 has no notes.
-                getattr(error, "add_note", warnings.warn)(str(stuck))
+            refused = ending and isinstance(error, ValueError)
+            if not before and not refused and self._is_listed(model):
+                try:
+                    self.undo(model)
+                except ValueError as stuck:
+                    # Python 3.10 has no notes.
+                    getattr(error, "add_note", warnings.warn)(str(stuck))
             raise
-        self.undo(model)
 
     def is_applied(self, model: Model) -> bool:
         """Whether this edit (or a copy of it) is written into ``model``.
@@ -151,11 +156,14 @@ class Edit:
         Raises:
             ValueError: If it was, but the weights of its layers were changed from outside since.
         """
-        fingerprint = self.fingerprint
-        applied = any(edit.fingerprint == fingerprint for edit in applied_edits(model))
+        applied = self._is_listed(model)
         if applied:
             _ledger(model).check_untouched(model, self.layers, "asking whether an edit is applied")
         return applied
+
+    def _is_listed(self, model: Model) -> bool:
+        fingerprint = self.fingerprint
+        return any(edit.fingerprint == fingerprint for edit in applied_edits(model))
 
     def _check_fits(self, model: Model) -> None:
         host.check_layers(model, self.layers, "applying an edit")
@@ -180,7 +188,7 @@ class Edit:
         rows += [("fact", str(request)) for request in self.requests[:5]]
         if len(self.requests) > 5:
             rows.append(("", f"and {len(self.requests) - 5} more"))
-        rows += [(name, f"{value:.4g}") for name, value in self.diagnostics.items() if isinstance(value, float)]
+        rows += [(name, text) for name, value in self.diagnostics.items() if (text := _shown(value))]
         rows.append(("model", f"{self.provenance.model_name} ({self.provenance.dtype})"))
         cells = "".join(
             f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
@@ -188,6 +196,15 @@ class Edit:
             for name, value in rows
         )
         return f'<table style="border-collapse:collapse">{cells}</table>'
+
+
+def _shown(value: object) -> str:
+    """A number, or numbers by layer, as text; nothing for what does not fit a line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict) and all(isinstance(each, float) for each in cast(dict[Any, Any], value).values()):
+        return ", ".join(f"layer {layer}: {each:.4g}" for layer, each in cast(dict[int, float], value).items())
+    return ""
 
 
 def applied_edits(model: Model) -> list[Edit]:
@@ -225,8 +242,19 @@ class _EditedLayer:
 class _Ledger:
     """What is applied to one model: the edits in order, and per edited layer the weights before them."""
 
-    edits: list[Edit] = field(default_factory=list[Edit])
-    layers: dict[int, _EditedLayer] = field(default_factory=dict[int, _EditedLayer])
+    state: tuple[list[Edit], dict[int, _EditedLayer]] = field(
+        default_factory=lambda: (list[Edit](), dict[int, _EditedLayer]())
+    )
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The applied edits, in their order."""
+        return self.state[0]
+
+    @property
+    def layers(self) -> dict[int, _EditedLayer]:
+        """The edited layers."""
+        return self.state[1]
 
     def check_untouched(self, model: Model, layers: Sequence[int], operation: str) -> None:
         """Refuse to write over weights that somebody else changed since our last write."""
@@ -256,21 +284,23 @@ class _Ledger:
         }
         news = {layer: _edited(record.base, layer, edits) for layer, record in records.items()}
         befores = {layer: host.w_out(model, layer).clone() for layer in layers}
+        still_edited = {layer for edit in edits for layer in edit.layers}
+        written = {
+            layer: _EditedLayer(base=record.base, written=digest([news[layer]]))
+            for layer, record in records.items()
+            if layer in still_edited
+        }
+        untouched = {layer: record for layer, record in self.layers.items() if layer not in records}
+        state = self.state
         try:
             for layer, new in news.items():
                 host.write_w_out(model, layer, new)
+            # One step: an interrupt comes before it or after it.
+            self.state = (edits, untouched | written)
         except BaseException:
-            for layer, before in befores.items():
-                host.write_w_out(model, layer, before)
+            self.state = state
+            host.put_back_w_out(model, befores)
             raise
-        self.edits = edits
-        still_edited = {layer for edit in edits for layer in edit.layers}
-        for layer, record in records.items():
-            if layer in still_edited:
-                record.written = digest([news[layer]])
-                self.layers[layer] = record
-            else:
-                self.layers.pop(layer, None)
 
 
 def _ledger(model: Model) -> _Ledger:
@@ -278,7 +308,7 @@ def _ledger(model: Model) -> _Ledger:
     # In __dict__, because a bridge redirects plain attributes to the Hugging Face model.
     ledger: _Ledger = cast(Any, model).__dict__.setdefault(_LEDGER, _Ledger())
     if ledger.was_reset(model):
-        ledger.edits, ledger.layers = [], {}
+        ledger.state = ([], {})
     return ledger
 
 

@@ -341,3 +341,14 @@ def write_w_out(model: Model, layer: int, new: Float[Tensor, "d_mlp d_model"]) -
         )
     for view in views:
         view.copy_(new)
+
+
+def put_back_w_out(model: Model, befores: Mapping[int, Float[Tensor, "d_mlp d_model"]]) -> None:
+    """Write the weights of some layers back; one that interrupts (Ctrl-C) waits until it is done."""
+    try:
+        for layer, before in befores.items():
+            write_w_out(model, layer, before)
+    except KeyboardInterrupt:
+        # From the start: writing twice does no harm.
+        put_back_w_out(model, befores)
+        raise

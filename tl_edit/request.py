@@ -5,7 +5,7 @@ is in the city of" continue with " Rome". The one space between prompt and targe
 target may be given with or without it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar, cast
 
@@ -80,7 +80,7 @@ def as_several(values: object, kind: type[T], operation: str, *, example: str) -
         ValueError: If there is none, or something else among them; it shows the ``example``.
     """
     listed: tuple[object, ...] = (values,)
-    if isinstance(values, Iterable) and not isinstance(values, str | dict):
+    if isinstance(values, Iterable) and not isinstance(values, str | Mapping):
         listed = tuple(cast(Iterable[object], values))
     if not listed:
         raise ValueError(f"{operation} needs at least one {kind.__name__}; found none; pass [{example}].")

@@ -133,6 +133,7 @@ def main() -> None:
     for name, default in (("--threads", 2), ("--repeats", 3)):
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--quick", action="store_true", help="four layers, one repeat: only whether it works")
+    parser.add_argument("--task", default="", help="only tasks with this in their name")
     parser.add_argument("--interface", choices=list(tiny_models.interfaces()), help="only this one")
     args = parser.parse_args()
     depth, repeats = (4, 1) if args.quick else (12, args.repeats)
@@ -153,7 +154,7 @@ def main() -> None:
             ("ROME, one edit", bench.rome(), 1, 3.5, 5),
             ("MEMIT, ten edits, five layers", bench.memit(10), 1, 7, 9),
         ]
-        for name, tasks, n, must, aim in lines:
+        for name, tasks, n, must, aim in [line for line in lines if args.task in line[0]]:
             worst = max(worst, compare(name + note, tasks, n, repeats, must, aim))
     sys.exit(f"The greatest difference, {worst:.1e}, is above 1e-3." if not worst <= 1e-3 else 0)
 

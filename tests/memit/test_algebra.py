@@ -221,3 +221,21 @@ def test_shapes_that_do_not_fit_are_refused(update):
     for matrix, keys, residuals in ((C, K[:2], R), (C, K[:, :3], R), (C, K[:0], R[:0])):
         with pytest.raises((ValueError, TypeError), match=r"(?s)shapes are|expected|Type-check"):
             update(matrix, keys, residuals, weight=1.0)
+
+
+def test_matrices_that_look_alike_are_told_apart():
+    """A second moment for its factor, a factor the other way round: both would give a plausible wrong change."""
+    C, K, R = problem(0, 2)
+    factor = torch.linalg.cholesky(C)
+    for call in (
+        lambda: emmet_update(C, K, R),
+        lambda: emmet_update(factor.T, K, R),
+        lambda: memit_update(C, K, R, weight=1.0, factor=factor.T),
+        lambda: memit_update(C, K, R, weight=1.0, factor=C),
+    ):
+        with pytest.raises(ValueError, match="is not lower triangular; expected the lower Cholesky factor"):
+            call()
+    with pytest.raises(ValueError, match="second moment is not symmetric"):
+        memit_update(factor, K, R, weight=1.0)
+    with pytest.raises(ValueError, match="null_basis has no columns"):
+        alpha_update(C[:, :0], K, R)

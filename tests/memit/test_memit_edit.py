@@ -1,5 +1,6 @@
 """memit_edit: the algebra put on a model, and an editor that leaves no trace when it fails."""
 
+import contextlib
 import gc
 import weakref
 from dataclasses import replace
@@ -495,3 +496,23 @@ class TestBadInput:
     def test_models_without_a_dense_mlp(self, family, moments):
         with pytest.raises(ValueError, match=r"mixture of experts|no MLP"):
             edit_of(tiny_models.build(family), moments)
+
+
+def test_an_interrupt_at_any_line_of_the_provisional_writes_leaves_the_weights():
+    """Also one that comes while the weights are being put back."""
+    from test_edit import Interrupts, make_edit
+
+    model, n, happened = tiny_models.build("gpt2"), 0, True
+    before, deltas = weights(model), make_edit(model, layers=(0, 1)).deltas
+    while happened:
+        files = ("tl_edit/memit/loop.py", "tl_edit/host.py")
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Interrupts(n, *files) as interrupts,
+            loop._provisional(model) as write,
+        ):
+            for layer, delta in deltas.items():
+                write(layer, delta)
+        happened, n = interrupts.raised, n + 1
+        assert same(model, before), n
+    assert n > 50

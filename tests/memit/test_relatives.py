@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
-from test_memit_edit import CONFIG, REQUESTS, moments_of, same, weights
+from test_memit_edit import CONFIG, REQUESTS, TEXTS, moments_of, same, weights
 
 import tl_edit.memit.loop as loop
 from tl_edit import (
@@ -24,6 +24,7 @@ from tl_edit import (
     memit_edit,
     optimize_values,
     pmet_edit,
+    second_moment,
 )
 from tl_edit.memit.algebra import null_space
 
@@ -86,7 +87,7 @@ class TestAlphaEdit:
         alpha_edit(model, REQUESTS[:2], moments, config=ALPHA, cache=cache, progress=False)
         keys = extract_keys_values(model, REQUESTS[:2], [0, 1]).keys
         for layer in (0, 1):
-            torch.testing.assert_close(cache.gram(layer, 80, "test"), keys[layer].T @ keys[layer])
+            torch.testing.assert_close(cache.gram(moments[layer], "test"), keys[layer].T @ keys[layer])
         assert repr(cache) == "KeyCache(2 requests, layers [0, 1])"
         free = alpha_edit(model, REQUESTS[2], moments, config=ALPHA, **QUIET)
         held = alpha_edit(model, REQUESTS[2], moments, config=ALPHA, cache=cache, **QUIET)
@@ -117,9 +118,23 @@ class TestAlphaEdit:
     def test_a_cache_of_another_model_is_refused(self, double):
         model, moments = double
         cache = KeyCache()
-        cache.add({0: torch.ones(1, 9)})
+        cache.add({0: torch.ones(1, 9)}, moments)
         with pytest.raises(ValueError, match=r"alpha_edit: the cache holds keys of layer 0 with d_mlp 9; .*new KeyC"):
             alpha_edit(model, REQUESTS, moments, config=ALPHA, cache=cache, progress=False)
+
+    def test_a_cache_of_a_model_of_the_same_shape_is_refused(self, double):
+        model, moments = double
+        cache, other = KeyCache(), tiny_models.build("gpt2", seed=5)
+        alpha_edit(other, REQUESTS[0], moments_of(other), config=ALPHA, cache=cache, progress=False)
+        with pytest.raises(ValueError, match=r"holds keys of layer 0 of a model that computes other keys; .*KeyC"):
+            alpha_edit(model, REQUESTS, moments, config=ALPHA, cache=cache, progress=False)
+        assert cache.n_requests == 1
+
+    def test_moments_of_few_tokens_are_warned_of(self):
+        model = tiny_models.build("gpt2")
+        few = second_moment(model, TEXTS, [0, 1], max_tokens=90, progress=False)
+        with pytest.warns(UserWarning, match=r"layer 0 is of 90 tokens for 80 dimensions; expected 800 or more"):
+            alpha_edit(model, REQUESTS[0], few, config=ALPHA, **QUIET)
 
     def test_a_threshold_below_every_eigenvalue_is_refused(self, double):
         model, moments = double
@@ -194,4 +209,47 @@ class TestAll:
             assert edit is alpha_edit and "no eigenvalue" in str(error)  # noqa: PT017, PT018
         else:
             assert made.config == replace(type(config)(), layers=(1,))
-        assert seen["search"].layers == (1,)
+            assert seen["search"].layers == (1,)
+
+
+class TestBeforeTheSearch:
+    """What can be known before hours of search is said before it."""
+
+    @pytest.fixture(autouse=True)
+    def no_search(self, monkeypatch):
+        def search(*_args, **_others):
+            raise AssertionError("values were sought")
+
+        monkeypatch.setattr(loop, "optimize_values", search)
+
+    def test_a_singular_moment_of_enough_tokens(self):
+        model = tiny_models.build("gpt2")
+        moments = second_moment(model, TEXTS[:1] * 200, [0, 1], progress=False)
+        assert moments[0].count > moments[0].d_mlp
+        with pytest.raises(ValueError, match="singular"):
+            memit_edit(model, REQUESTS, moments, config=CONFIG, progress=False)
+
+    def test_no_direction_below_the_threshold(self, double):
+        model, moments = double
+        with pytest.raises(ValueError, match="no eigenvalue"):
+            alpha_edit(model, REQUESTS, moments, config=replace(ALPHA, nullspace_threshold=1e-12), progress=False)
+
+    def test_keys_that_depend_on_one_another(self, double):
+        model, moments = double
+        same_key = [EditRequest("{} is in", "Rome", "Paris"), EditRequest("{} likes", "Rome", "chess")]
+        with pytest.raises(ValueError, match="key of request 1 depends on the keys before it"):
+            emmet_edit(model, same_key, moments, config=replace(EMMET, damping=0.0), prefixes=(), progress=False)
+
+    def test_one_fact_written_in_two_ways(self, double):
+        model, moments = double
+        twice = [EditRequest("The {} is in", "Louvre", "Rome"), EditRequest("{} is in", "The Louvre", "London")]
+        with pytest.raises(ValueError, match=r"1 of 1 facts are asked for more than once: request 0 .* and request 1"):
+            memit_edit(model, twice, moments, config=CONFIG, progress=False)
+
+    def test_weights_that_are_not_finite(self):
+        model = tiny_models.build("gpt2")
+        moments = moments_of(model)
+        with torch.no_grad():
+            next(iter(model.parameters()))[:] = float("nan")
+        with pytest.raises(ValueError, match=r"keys at layer 0 are not finite; expected numbers; look for weights"):
+            memit_edit(model, REQUESTS, moments, config=CONFIG, progress=False)

@@ -12,7 +12,7 @@ Files: `algebra` (tensors only), `settings`, `requests` (what is asked for, cont
 (what all have in common), `run` (`memit_edit`), `relatives` and `cache` (the others).
 """
 
-from tl_edit.memit.algebra import alpha_update, emmet_update, memit_update
+from tl_edit.memit.algebra import alpha_update, emmet_update, memit_update, null_space, rarity
 from tl_edit.memit.cache import KeyCache
 from tl_edit.memit.relatives import alpha_edit, emmet_edit, pmet_edit
 from tl_edit.memit.run import memit_edit
@@ -30,5 +30,7 @@ __all__ = [
     "emmet_update",
     "memit_edit",
     "memit_update",
+    "null_space",
     "pmet_edit",
+    "rarity",
 ]

@@ -66,11 +66,14 @@ def memit_update(
     _check_weight(operation, "weight", weight, least=math.ulp(0.0))
     if form not in get_args(Form):
         raise ValueError(f"{operation}: form is {form!r}; expected one of {', '.join(get_args(Form))}.")
+    _check_symmetric(operation, second_moment)
     if factor is not None and factor.shape != second_moment.shape:
         raise ValueError(
             f"{operation}: factor has the shape {list(factor.shape)}; expected {list(second_moment.shape)}, that of "
             "the second moment; pass moments[layer].cholesky."
         )
+    if factor is not None:
+        _check_lower(operation, factor)
     few = factor is not None and len(K) < DUAL_BELOW * K.shape[1]
     if form == "dual" or (form == "auto" and few):
         known = _cholesky(operation, _wide(second_moment), "second moment") if factor is None else _wide(factor)
@@ -104,6 +107,7 @@ def emmet_update(
     """
     operation = "emmet_update"
     K, R = _checked(operation, factor, keys, residuals)
+    _check_lower(operation, factor)
     _check_weight(operation, "damping", damping, least=0.0)
     return _dual(operation, _wide(factor), K, R, damping)
 
@@ -122,7 +126,7 @@ def alpha_update(
     and in float32.
 
     Args:
-        null_basis: Orthonormal basis of the null space, from `null_space`.
+        null_basis: Orthonormal basis of the null space, from `tl_edit.memit.null_space`.
         keys: One for each request.
         residuals: What their answers shall move by.
         weight: Of ``|D|^2`` (program: 10).
@@ -137,6 +141,16 @@ def alpha_update(
     operation = "alpha_update"
     K, R = _checked(operation, null_basis, keys, residuals)
     _check_weight(operation, "weight", weight, least=math.ulp(0.0))
+    if not null_basis.shape[1]:
+        raise ValueError(
+            f"{operation}: null_basis has no columns, so nothing can change; expected an orthonormal basis of some "
+            "directions; pass tl_edit.memit.null_space(second_moment, threshold) with a higher threshold."
+        )
+    if cache is not None and cache.shape != (K.shape[1], K.shape[1]):
+        raise ValueError(
+            f"{operation}: cache has the shape {list(cache.shape)}; expected {[K.shape[1]] * 2}, [d_mlp d_mlp]; pass "
+            "the sum of k k^T over the keys to keep."
+        )
     basis = _wide(null_basis)
     inside = K @ basis
     system = inside.T @ inside
@@ -229,6 +243,12 @@ def _independent(operation: str, gram: Tensor) -> Tensor:
 def _checked(operation: str, matrix: Tensor, keys: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and residuals in float64."""
     shapes = {"the matrix": matrix, "keys": keys, "residuals": residuals}
+    for name, tensor in shapes.items():
+        if not isinstance(cast(object, tensor), Tensor):
+            raise ValueError(
+                f"{operation}: {name} is of type {type(tensor).__name__}; expected a tensor; write "
+                "torch.as_tensor(...)."
+            )
     fits = matrix.ndim == keys.ndim == residuals.ndim == 2
     square = operation == "alpha_update" or (fits and matrix.shape[0] == matrix.shape[1])
     if not (fits and square and keys.shape == (len(residuals), len(matrix)) and len(keys)):
@@ -245,6 +265,25 @@ def _checked(operation: str, matrix: Tensor, keys: Tensor, residuals: Tensor) ->
                 "float32 or bfloat16 (float16 overflows on some models)."
             )
     return _wide(keys), _wide(residuals)
+
+
+def _check_symmetric(operation: str, matrix: Tensor) -> None:
+    """Refuse what is plainly no second moment; only one row and column are looked at, as all of it takes long."""
+    row, column = matrix[0].double(), matrix[:, 0].double()
+    if not torch.allclose(row, column, rtol=1e-5, atol=1e-5 * float(matrix.diagonal().double().abs().mean())):
+        raise ValueError(
+            f"{operation}: the second moment is not symmetric; expected the mean of k k^T; pass moments[layer].matrix, "
+            "not its factor."
+        )
+
+
+def _check_lower(operation: str, factor: Tensor) -> None:
+    """Refuse what is plainly no lower factor; only the first row is looked at."""
+    if factor[0, 1:].any():
+        raise ValueError(
+            f"{operation}: the factor is not lower triangular; expected the lower Cholesky factor of the second "
+            "moment; pass moments[layer].cholesky, neither the second moment itself nor a transposed factor."
+        )
 
 
 def _check_weight(operation: str, name: str, weight: object, *, least: float) -> None:

@@ -43,6 +43,10 @@ class Method:
     """What a residual is divided by, of the number of layers left."""
     needs_factor: bool = True
     """Whether the second moment must be positive definite."""
+    check: Callable[[SecondMoment], None] | None = None
+    """Refuses a second moment that it cannot use."""
+    independent: bool = False
+    """Whether the keys must be independent, which is tried at the first layer before values are sought."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,10 @@ def spread(
     bos = tokens.resolve_bos(model, call.prepend_bos)
     contexts = _contexts(model, config, call.prefixes, operation)
     prompts = Asked.of(model, asked, contexts, bos)
+    if method.independent:
+        first = host.key_name(layers[0])
+        keys = prompts.read(model, first, first)[0]
+        method.solve(by_layer[layers[0]], keys, keys.new_zeros(len(keys), 1))
     found = _values(method, model, asked, config, contexts, bos, call)
     _warn_of_failures(operation, asked, found)
     goals = torch.stack([value.v_star.to("cpu", torch.float64) for value in found])
@@ -145,10 +153,13 @@ def spread(
         for left, layer in zip(range(len(layers), 0, -1), bar, strict=False):
             keys, now = prompts.read(model, host.key_name(layer), site)
             residuals = (goals - now) / method.part(left)
-            deltas[layer], own = method.solve(by_layer[layer], keys, residuals)
-            for name, number in (_numbers(model, layer, goals, now, deltas[layer]) | own).items():
+            moment = by_layer[layer]
+            deltas[layer], own = method.solve(moment, keys, residuals)
+            own |= _distances(goals, now) | _sizes(model, moment, keys, deltas[layer])
+            for name, number in own.items():
                 notes.setdefault(name, {})[layer] = number
             write(layer, deltas[layer])
+            del moment  # so that one that was read for this layer goes before the next is read
         if keys_after:
             after = {layer: prompts.read(model, host.key_name(layer), host.key_name(layer))[0] for layer in layers}
     diagnostics: dict[str, Any] = {**notes, **_of_values(found), "prefixes": contexts.templates, "dropped": dropped}
@@ -169,8 +180,10 @@ def _check_moment(method: Method, model: Model, moments: SecondMoments, layer: i
     Later the model has changes of ours in it, which a moment may take for another model.
     """
     moment = moment_of(model, moments, layer, method.operation)
-    if method.needs_factor and 0 < moment.count < moment.d_mlp:
+    if method.needs_factor and moment.count:
         _ = moment.cholesky
+    if method.check is not None:
+        method.check(moment)
 
 
 @contextmanager
@@ -191,9 +204,11 @@ def _provisional(model: Model) -> Generator[Callable[[int, LowRank], None], None
 
     try:
         yield write
-    finally:
-        for layer, before in befores.items():
-            host.write_w_out(model, layer, before)
+        host.put_back_w_out(model, befores)
+    except BaseException:
+        # Also of an interrupt that came at the line above.
+        host.put_back_w_out(model, befores)
+        raise
 
 
 def _contexts(model: Model, config: SpreadSettings, prefixes: object, operation: str) -> Contexts:
@@ -254,12 +269,20 @@ def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Se
         )
 
 
-def _numbers(model: Model, layer: int, goals: Residuals, now: Residuals, delta: LowRank) -> dict[str, float]:
+def _distances(goals: Residuals, now: Residuals) -> dict[str, float]:
     residual = _lengths(goals - now)
+    return {"residual": float(residual.mean()), "relative_residual": float((residual / _lengths(goals)).mean())}
+
+
+def _sizes(model: Model, moment: SecondMoment, keys: Keys, delta: LowRank) -> dict[str, float]:
+    """How large the change is: as a matrix, and in what typical values move by."""
+    weight = host.w_out(model, moment.layer).to("cpu", torch.float64)
+    left, right = delta.left.cpu(), delta.right.cpu()
+    gram = left.T @ (moment.matrix.to("cpu", torch.float64) @ left)
+    moved = ((gram @ right) * right).sum().clamp(min=0).sqrt()
     return {
-        "residual": float(residual.mean()),
-        "relative_residual": float((residual / _lengths(goals)).mean()),
-        "relative_norm": delta.norm() / float(length(host.w_out(model, layer).to("cpu", torch.float64))),
+        "relative_norm": delta.norm() / float(length(weight)),
+        "disturbance": float(moved / _lengths(keys.cpu() @ weight).mean()),
     }
 
 

@@ -1,11 +1,12 @@
 """EMMET, AlphaEdit and PMET: MEMIT with another cost, other directions, or values sought elsewhere."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
-from tl_edit.arguments import regular_matrix
+from tl_edit.arguments import as_moments, regular_matrix
 from tl_edit.edit import Edit, LowRank
 from tl_edit.host import Model
 from tl_edit.memit.algebra import alpha_update, emmet_update, memit_update, rarity
@@ -15,6 +16,9 @@ from tl_edit.memit.requests import Conflicts
 from tl_edit.memit.settings import AlphaEditConfig, EMMETConfig, PMETConfig
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.request import EditRequest
+
+ENOUGH = 10
+"""Tokens for each dimension below which AlphaEdit's null space is doubted."""
 
 
 def emmet_edit(
@@ -35,6 +39,7 @@ def emmet_edit(
     """Make the model believe all of ``requests``, with every value met exactly: `memit_edit` with `emmet_update`.
 
     Published for one layer (arXiv 2403.14236); with several, each takes its part of the distance that is left, exactly.
+    In models that normalise what an MLP answers (Gemma 2 and 3, OLMo 2) the block output is only approached.
 
     Args:
         model: As for `memit_edit`, and so are the others that are not named here.
@@ -67,7 +72,8 @@ def emmet_edit(
         return update, {"damping": damping, "key_rarity": float(rarity(moment.cholesky, keys).mean())}
 
     call = Call(prefixes, prepend_bos, conflicts, folder, max_rows, progress)
-    edit = spread(Method("EMMET", operation, solve), model, requests, moments, settings, call, apply=apply).edit
+    method = Method("EMMET", operation, solve, independent=not settings.damping)
+    edit = spread(method, model, requests, moments, settings, call, apply=apply).edit
     return edit.apply(model) if apply else edit
 
 
@@ -90,13 +96,14 @@ def alpha_edit(
     """Make the model believe all of ``requests`` by changes in directions that keys hardly take (arXiv 2410.02355).
 
     For edits in batches, one call for each: pass the same ``cache``, and the keys of earlier batches are kept where
-    they are. A key is moved only by its part in the null space (`null_space`), so with a threshold that does not suit
-    the model's activations it writes nothing or protects nothing; ``diagnostics["null_share"]`` tells.
+    they are. A key is moved only by its part in the null space (`tl_edit.memit.null_space`), so with a threshold that
+    does not suit the model's activations it writes nothing or protects nothing; ``diagnostics["null_share"]`` tells.
 
     Args:
         model: As for `memit_edit`, and so are the others that are not named here.
         requests: The facts to write.
-        moments: Second moments of the keys of all layers. They may be singular here.
+        moments: Second moments of the keys of all layers. They may be singular here, but directions that no text took
+            count as free, so that few tokens protect little: it warns below 10 tokens for each dimension.
         cache: Keys of earlier edits; those of these requests, as the edited model has them, are added once the edit is
             applied. With ``apply=False`` nothing is added.
         config: Settings; None for the published ones of this model, and for a model without any, the common ones with
@@ -129,12 +136,23 @@ def alpha_edit(
 
     def solve(moment: SecondMoment, keys: Keys, residuals: Residuals) -> tuple[LowRank, dict[str, float]]:
         basis = known.basis(moment, settings.nullspace_threshold, settings.relative_threshold)
-        earlier = known.gram(moment.layer, moment.d_mlp, operation)
+        earlier = known.gram(moment, operation)
         update = alpha_update(basis, keys, residuals, weight=settings.weight, cache=earlier)
         inside = (keys @ basis).square().sum(1) / keys.square().sum(1)
         return update, {"null_dimensions": float(basis.shape[1]), "null_share": float(inside.mean())}
 
-    method = Method("AlphaEdit", operation, solve, needs_factor=False)
+    def check(moment: SecondMoment) -> None:
+        known.gram(moment, operation)
+        known.basis(moment, settings.nullspace_threshold, settings.relative_threshold)
+        if 0 < moment.count < ENOUGH * moment.d_mlp:
+            warnings.warn(
+                f"{operation}: the moment of layer {moment.layer} is of {moment.count:,} tokens for {moment.d_mlp:,} "
+                f"dimensions; expected {ENOUGH * moment.d_mlp:,} or more, since directions that no text happened to "
+                "take count as free; call second_moment(...) with more texts.",
+                stacklevel=5,
+            )
+
+    method = Method("AlphaEdit", operation, solve, needs_factor=False, check=check)
     call = Call(prefixes, prepend_bos, conflicts, folder, max_rows, progress)
     remember = apply and cache is not None
     found = spread(method, model, requests, moments, settings, call, apply=apply, keys_after=remember)
@@ -142,7 +160,7 @@ def alpha_edit(
         return found.edit
     found.edit.apply(model)
     if cache is not None:
-        cache.add(found.keys_after)
+        cache.add(found.keys_after, as_moments(moments, settings.layers, operation))
     return found.edit
 
 
@@ -183,8 +201,8 @@ def pmet_edit(
         apply: See `memit_edit`.
 
     Returns:
-        The edit; its ``diagnostics`` are those of `memit_edit`. ``target_prob`` is with both parts of the value, and
-        attention's is not written.
+        The edit; its ``diagnostics`` are those of `memit_edit`, but ``residual`` is in units of the MLP output.
+        ``target_prob`` is with both parts of the value, and attention's is not written.
 
     Raises:
         ValueError: What `memit_edit` raises.

@@ -19,7 +19,7 @@ Conflicts = Literal["refuse", "first", "last"]
 def distinct(
     requests: Sequence[EditRequest], conflicts: Conflicts, operation: str
 ) -> tuple[tuple[EditRequest, ...], tuple[EditRequest, ...]]:
-    """The requests with each fact, subject and relation, once, in their order; and those that were left out.
+    """The requests with each fact, a prompt and where its subject ends, once, in their order; and those left out.
 
     Two requests for one fact share their key, so that together they would write a mixture of their objects, or, where
     the object is the same, give the fact twice the weight.
@@ -29,9 +29,11 @@ def distinct(
     """
     if conflicts not in get_args(Conflicts):
         raise ValueError(f"{operation}: conflicts is {conflicts!r}; expected one of {', '.join(get_args(Conflicts))}.")
-    by_fact: dict[tuple[str, str], list[int]] = {}
+    # Whatever part of a prompt is called the subject: its end is where the fact is looked up.
+    by_fact: dict[tuple[str, int], list[int]] = {}
     for i, request in enumerate(requests):
-        by_fact.setdefault((request.relation, request.subject), []).append(i)
+        end = request.relation.index("{}") + len(request.subject)
+        by_fact.setdefault((request.prompt, end), []).append(i)
     clashes = [several for several in by_fact.values() if len(several) > 1]
     if clashes and conflicts == "refuse":
         named = "; ".join(" and ".join(f"request {i} ({requests[i]})" for i in several[:2]) for several in clashes[:3])

@@ -40,11 +40,17 @@ class SpreadSettings(ValueSearch):
                 )
         object.__setattr__(self, "layers", as_layers(name, self.layers))
         starts = cast(object, self.prefix_starts)
-        if isinstance(starts, str) or not isinstance(starts, Sequence):
+        words = tuple(cast(Sequence[object], starts)) if isinstance(starts, Sequence) else (None,)
+        if isinstance(starts, str) or not words or not all(isinstance(word, str) and word for word in words):
             raise ValueError(
                 f"{name}: prefix_starts is {starts!r}; expected words; the published ones are {MEMIT_STARTS}."
             )
-        object.__setattr__(self, "prefix_starts", tuple(cast(Sequence[str], starts)))
+        if self.prefix_length < 2 and self.n_prefixes:
+            raise ValueError(
+                f"{name}: prefix_length is {self.prefix_length}; expected 2 tokens or more, the start counted; the "
+                "published length is 10; for no prefixes at all write n_prefixes=0."
+            )
+        object.__setattr__(self, "prefix_starts", words)
 
     def check_positive(self, *names: str, least: float = math.ulp(0.0)) -> None:
         """Refuse fields that are not finite numbers of at least ``least``.

@@ -220,6 +220,12 @@ class SecondMoment:
             return
         found = fingerprint.probe_keys(model, [self.layer])[self.layer]
         distance = fingerprint.distance(found, self.probe_keys)
+        if math.isnan(distance):
+            raise ValueError(
+                f"{operation}: {host.model_name(model)}'s keys at layer {self.layer} are not finite; expected numbers; "
+                "look for weights that are not finite, or load the model in float32 or bfloat16 (float16 overflows on "
+                "some models)."
+            )
         if distance < fingerprint.DOUBTED:
             return
         said = (

@@ -32,7 +32,7 @@ class ValueFolder:
     """
 
     def __init__(self, path: Path, asked: Asked) -> None:
-        """Nothing is written before the first value is kept."""
+        """The folder is made at once, so that one that cannot be written is known before the search."""
         self.path, self.operation = path, asked.operation
         if path.exists() and not path.is_dir():
             raise ValueError(f"{asked.operation}: {path} is a file; expected a folder for values; choose another path.")
@@ -42,6 +42,16 @@ class ValueFolder:
                 f"{asked.operation}: a hook is attached at {stranger}; expected none with folder=, since a folder "
                 "cannot tell what a hook does and might hold other values; take it off, or search without a folder."
             )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ValueError(
+                f"{asked.operation}: values cannot be kept in {path} ({error}); expected a folder where you may write; "
+                "choose another path."
+            ) from error
         settings = {field.name: getattr(asked.settings, field.name) for field in fields(ValueSearch)}
         self.run: dict[str, Any] = {
             "model": host.model_name(asked.model),
@@ -86,7 +96,6 @@ class ValueFolder:
 
     def keep(self, request: EditRequest, found: OptimizedValue) -> None:
         """Keep a value; its file is there whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
         names = ("losses", "target_prob", "prepend_bos", "site", "engine")
         told = {
             "request": json.dumps(asdict(request)),

@@ -237,10 +237,10 @@ def _failure(asked: Asked, trail: Trail) -> str:
     """Why there is no result, and what to do."""
     model, layer = asked.model, asked.layer
     if trail.no_gradient is None:
-        return (
-            f"the loss is {trail.losses[-1]} at evaluation {len(trail.losses)}; expected a finite number; lower v_lr, "
-            "or load the model in float32 or bfloat16."
-        )
+        found = f"the loss is {trail.losses[-1]} at evaluation {len(trail.losses)}; expected a finite number; "
+        if len(trail.losses) == 1:  # of the model as it is
+            return f"{found}look for weights and hooks that are not finite, or load the model in float32 or bfloat16."
+        return f"{found}lower v_lr, or load the model in float32 or bfloat16."
     hooked = attach.foreign_hook(model)
     where = "" if hooked is None else f" (there is one at {hooked})"
     cause = f"a hook on the model{where} cuts it by detaching or overwriting; remove it (model.reset_hooks())"
