@@ -1,5 +1,6 @@
 """ROME: its algebra as theorems, and an editor that leaves no trace when it fails."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import strategies as st
 import tl_edit.rome as rome_module
 from tl_edit import (
     EditRequest,
+    MEMITConfig,
     ROMEConfig,
     SecondMoments,
     attach,
     extract_keys_values,
     host,
+    memit_edit,
     optimize_value,
     rome_edit,
     rome_update,
@@ -338,6 +341,19 @@ class TestNothingIsLost:
         with model.hooks([("blocks.2.hook_resid_post", moody)]), pytest.raises(RuntimeError, match="mine"):
             rome_edit(model, REQUEST, moments, config=CONFIG)
         assert all(torch.equal(a, b) for a, b in zip(weights(model), before, strict=True))
+
+
+@pytest.mark.parametrize("editor", [rome_edit, memit_edit])
+def test_a_moment_without_bos_is_warned_of_where_prompts_have_one(editor):
+    model = tiny_models.build("gpt2")
+    config = CONFIG if editor is rome_edit else MEMITConfig(layers=(1,), share=0.5, n_prefixes=0, v_num_grad_steps=2)
+    for made, asked in ((False, True), (False, False), (True, True), (True, False)):
+        moments = second_moment(model, TEXTS, [1], prepend_bos=made, progress=False)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            editor(model, REQUEST, moments, config=config, prefixes=(), prepend_bos=asked, apply=False)
+        about = [warning for warning in caught if "begin with a BOS" in str(warning.message)]
+        assert bool(about) is (asked and not made)
 
 
 class TestBadInput:

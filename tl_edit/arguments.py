@@ -1,5 +1,6 @@
 """What every editing method is given, checked."""
 
+import warnings
 from collections.abc import Sequence
 
 from jaxtyping import Float
@@ -51,3 +52,19 @@ def regular_matrix(moment: SecondMoment) -> Float[Tensor, "d_mlp d_mlp"]:
     regular = moment.matrix.double().clone()
     regular.diagonal().add_(moment.added)
     return regular
+
+
+def warn_of_bos(moment: SecondMoment, prepend_bos: bool, operation: str, *, stacklevel: int) -> None:
+    """Warn where prompts begin with a BOS and the texts of the second moment did not.
+
+    Then nothing holds back what the edit does to the key at a BOS, which is in every prompt, and is often the longest.
+    """
+    made_on = moment.provenance
+    without = not moment.counts_bos if made_on is None else not made_on.prepend_bos
+    if prepend_bos and moment.count and without:
+        warnings.warn(
+            f"{operation}: the prompts begin with a BOS, and the texts of the second moment of layer {moment.layer} "
+            "did not; expected the same for both, since nothing holds back what the edit does to the key at a BOS; pass "
+            "prepend_bos=False, or compute the moment with second_moment(..., prepend_bos=True).",
+            stacklevel=stacklevel + 1,
+        )

@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host, tokens
-from tl_edit.arguments import as_moments, moment_of
+from tl_edit.arguments import as_moments, moment_of, warn_of_bos
 from tl_edit.edit import Edit, LowRank
 from tl_edit.forward import length
 from tl_edit.host import Model
@@ -235,6 +235,7 @@ def rome_edit(
     host.check_layers(model, [at], operation)
     moment = moment_of(model, as_moments(moments, [at], operation), at, operation)
     bos = tokens.resolve_bos(model, prepend_bos)
+    warn_of_bos(moment, bos, operation, stacklevel=2)
     templates = _generated(model, config) if prefixes is None else as_prefixes(prefixes, operation)
     read = extract_keys_values(model, request, [at], prefixes=templates, prepend_bos=bos)
     bare_key, mean_key = read.keys[at][0], read.mean_keys[at][0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
-from tl_edit.arguments import as_moments, moment_of
+from tl_edit.arguments import as_moments, moment_of, warn_of_bos
 from tl_edit.edit import Edit, LowRank, check_untouched
 from tl_edit.forward import length
 from tl_edit.host import Model
@@ -131,11 +131,11 @@ def spread(
     operation, layers = method.operation, config.layers
     asked, dropped = distinct(as_requests(requests, operation), call.conflicts, operation)
     by_layer = as_moments(moments, layers, operation)
+    bos = tokens.resolve_bos(model, call.prepend_bos)
     for layer in layers:
-        _check_moment(method, model, by_layer, layer)
+        _check_moment(method, model, by_layer, layer, bos if layer == layers[0] else False)
     if apply:
         check_untouched(model, layers, operation)
-    bos = tokens.resolve_bos(model, call.prepend_bos)
     contexts = _contexts(model, config, call.prefixes, operation)
     prompts = Asked.of(model, asked, contexts, bos)
     if method.independent:
@@ -174,12 +174,13 @@ def spread(
     return Spread(edit=edit, keys_after=after)
 
 
-def _check_moment(method: Method, model: Model, moments: SecondMoments, layer: int) -> None:
+def _check_moment(method: Method, model: Model, moments: SecondMoments, layer: int, prepend_bos: bool) -> None:
     """Nobody wants to hear after hours of search that a moment is another model's, or of too few tokens.
 
     Later the model has changes of ours in it, which a moment may take for another model.
     """
     moment = moment_of(model, moments, layer, method.operation)
+    warn_of_bos(moment, prepend_bos, method.operation, stacklevel=4)
     if method.needs_factor and moment.count:
         _ = moment.cholesky
     if method.check is not None:
