@@ -64,7 +64,7 @@ def warn_of_bos(moment: SecondMoment, prepend_bos: bool, operation: str, *, stac
     if prepend_bos and moment.count and without:
         warnings.warn(
             f"{operation}: the prompts begin with a BOS, and the texts of the second moment of layer {moment.layer} "
-            "did not; expected the same for both, since nothing holds back what the edit does to the key at a BOS; pass "
-            "prepend_bos=False, or compute the moment with second_moment(..., prepend_bos=True).",
+            "did not; expected the same for both, since nothing holds back what the edit does to the key at a BOS; "
+            "pass prepend_bos=False, or compute the moment with second_moment(..., prepend_bos=True).",
             stacklevel=stacklevel + 1,
         )

@@ -82,6 +82,10 @@ class TailEngine(Engine):
         self.first = layer + 1 if self.between else layer
         self.resid = self._resid(batch)
         self.pasts = list(self._pasts(max(row.lookup for row in self.rows)))
+        self.prepare()
+
+    def prepare(self) -> None:
+        """What an engine of one kind needs beside; called once."""
 
     def _resid(self, batch: tokens.TokenBatch) -> Float[Tensor, "row pos d_model"]:
         """The residual stream before the first layer of an evaluation."""
@@ -172,19 +176,11 @@ class RaggedTail(TailEngine):
 
     description = "blocks (packed weights)"
 
-    def __init__(
-        self,
-        model: Model,
-        layer: int,
-        sites: Sequence[Site],
-        rows: Sequence[Row],
-        max_rows: int,
-        blocks: Blocks,
-    ) -> None:
-        super().__init__(model, layer, sites, rows, max_rows, blocks)
-        if not isinstance(blocks, PackedBlocks):
-            raise CannotCallBlocksError("not packed")
-        self.ragged = RaggedBlocks(blocks, self.first)
+    def prepare(self) -> None:
+        """See `TailEngine.prepare`."""
+        if not isinstance(self.blocks, PackedBlocks):
+            raise CannotCallBlocksError("its blocks are not packed")
+        self.ragged = RaggedBlocks(self.blocks, self.first)
         self._pieces: dict[tuple[int, ...], list[Piece]] = {}
         self._packed: dict[int, _Packed] = {}
 
