@@ -18,14 +18,13 @@ from torch import Tensor
 from tl_edit import attach, host
 from tl_edit.digest import digest
 from tl_edit.host import Model
-from tl_edit.identity import weights_digest
+from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.moment.processes import Processes
 from tl_edit.moment.sums import Sums
 from tl_edit.moment.texts import OPERATION, Reader
 
 MANIFEST = "state.json"
 SCHEMA = "tl_edit second moment checkpoint 1"
-_SENTENCE = "Zürich, 1905: “naïve” questions (北京)\n\tdon't end; e=mc^2."
 
 
 class Checkpoint:
@@ -47,8 +46,8 @@ class Checkpoint:
             )
         self._folder, self._seconds = folder, seconds
         self._path = folder / f"process-{own.rank + 1}-of-{own.world}"
-        self._run = {"model": host.model_name(model), "weights": weights_digest(model), "tokenizer": _tokenizer(model)}
-        self._run |= {"processes": own.world, **settings}
+        self._run = {"model": host.model_name(model), "weights": weights_digest(model)}
+        self._run |= {"tokenizer": tokenizer_digest(model), "processes": own.world, **settings}
         self._last = time.monotonic()
         self._step = 0
 
@@ -189,8 +188,3 @@ def reader_goes_to(reader: Reader, state: Mapping[str, Any]) -> bool:
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(part for name in sorted(tensors) for part in (name, str(tensors[name].shape), tensors[name]))
-
-
-def _tokenizer(model: Model) -> str:
-    """A hash of the tokens of one sentence, with what tokenizers differ in."""
-    return digest([model.to_tokens(_SENTENCE, prepend_bos=False, truncate=False).long()], size=8)

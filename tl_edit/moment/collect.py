@@ -12,9 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_edit import host, tokens
+from tl_edit import attach, host, tokens
+from tl_edit.edit import applied_edits
 from tl_edit.forward import memory_advice
 from tl_edit.host import Model
+from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.moment.checkpoint import Checkpoint
 from tl_edit.moment.fingerprint import probe_keys
 from tl_edit.moment.mapping import SecondMoments
@@ -93,6 +95,14 @@ def second_moment(
     source = Texts(texts, seed)
     with processes(OPERATION) as own:
         given: dict[str, Any] = {"prepend_bos": bos, "count_bos": count_bos, "max_tokens": max_tokens}
+        source.check_shared(own)
+        found_on: dict[str, Any] = {**given, "max_length": max_length, "seed": seed, "batch_tokens": batch_tokens}
+        found_on |= {"split_halves": split_halves, "hooks": attach.foreign_hook(model) or ""}
+        found_on |= {"edits": [repr(edit) for edit in applied_edits(model)]}
+        if own.world > 1:
+            also = {"layers": list(layers), "ridge": ridge, "corpus": corpus, "texts": source.said()}
+            also |= {"weights": weights_digest(model), "tokenizer": tokenizer_digest(model)}
+            own.agree(found_on | also | {"model": host.model_name(model)}, OPERATION)
         reader = Reader(model, source, own, max_length=max_length, **given)
         sums = Sums(model, layers, seed, split_halves)
         kept = None
@@ -102,6 +112,7 @@ def second_moment(
             kept = Checkpoint(Path(checkpoint), checkpoint_seconds, model, own, given)
             kept.resume(reader, sums)
         _collect(reader, sums, own, kept, batch_tokens, max_tokens, progress)
+        own.agree(reader.walked(), OPERATION)
         probes = probe_keys(model, list(sums.grams))
         made_on = host.provenance(model, prepend_bos=bos, seed=seed)
         about: dict[str, Any] = {
@@ -109,10 +120,11 @@ def second_moment(
             "corpus": corpus,
             "ridge": float(ridge),
             "counts_bos": count_bos,
+            "settings": found_on,
         }
         return SecondMoments(
             SecondMoment(layer=layer, probe_keys=probes[layer], **found, **about)
-            for layer, found in sums.results(own).items()
+            for layer, found in sums.results(own, reader.emptied).items()
         )
 
 
@@ -166,6 +178,9 @@ def _checked(
     if checkpoint is not None and not isinstance(checkpoint, str | Path):
         raise ValueError(f"{OPERATION}: checkpoint is {checkpoint!r}; expected a path of a folder, or None.")
     check_ridge(ridge, OPERATION)
+    if model.tokenizer is None and prepend_bos in (None, False):
+        # Token ids need none; strings are refused when the first one comes.
+        return False
     return tokens.resolve_bos(model, prepend_bos)
 
 

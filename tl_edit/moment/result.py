@@ -24,7 +24,7 @@ class SecondMoment:
     """``C = E[k k^T]`` of one layer's keys, in float64 (8 ``d_mlp``^2 bytes: 2.1 GB at a width of 16384).
 
     Raises:
-        ValueError: If the ridge is not a number of 0 or more.
+        ValueError: If the matrix is not square, the count below 0, or the ridge not a number of 0 or more.
     """
 
     layer: int
@@ -47,10 +47,21 @@ class SecondMoment:
     """The second moment of one half of the texts, where it was asked for."""
     half_count: int = 0
     """Tokens in that half."""
+    settings: dict[str, Any] | None = None
+    """How it was measured: ``max_tokens``, ``max_length``, ``seed``, ``batch_tokens``, ``split_halves``, ``count_bos``,
+    ``prepend_bos``; ``edits``, those of tl_edit that the model carried, and ``hooks``, where a hook of yours was (""
+    for none), as both change keys. None where it is not known, as in older files."""
 
     def __post_init__(self) -> None:
-        """Refuse a ridge that is none."""
+        """Refuse what is no square matrix, a count below 0, and a ridge that is none."""
         check_ridge(self.ridge, "SecondMoment")
+        if not isinstance(cast(object, self.matrix), Tensor) or self.matrix.ndim != 2 or len({*self.matrix.shape}) != 1:
+            raise ValueError(
+                f"SecondMoment: matrix is of shape {list(getattr(self.matrix, 'shape', []))}; expected a tensor "
+                "[d_mlp d_mlp]; pass the mean of k k^T."
+            )
+        if self.count < 0:
+            raise ValueError(f"SecondMoment: count is {self.count}; expected 0 or more; pass the number of tokens.")
 
     def __repr__(self) -> str:
         what = f"{self.count:,} tokens" if self.count else "identity"
