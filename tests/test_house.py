@@ -152,7 +152,7 @@ WRONG_TYPES = {
     "ROMEConfig(prefix_lengths=5)": "prefix_lengths is 5",
     "second_moment(model, [torch.zeros(4)], [0])": "a tensor of torch.float32, shape [4]",
     "second_moment(model, [torch.zeros(2, 4).long()], [0])": "shape [2, 4]",
-    "second_moment(model, [[3, 4]], [0])": "hold list",
+    "second_moment(model, [[3, 4]], [0])": "of type list",
     "second_moment(model, {'a': 'Rome'}, [0])": "type dict",
     "second_moment(model, 5, [0])": "type int",
     "second_moment(model, ['Rome'], [0], max_tokens='9')": "max_tokens is '9'",

@@ -111,6 +111,7 @@ def second_moment(
             given |= {"layers": list(sums.grams), "split_halves": split_halves, "engine": sums.engine.description}
             kept = Checkpoint(Path(checkpoint), checkpoint_seconds, model, own, given)
             kept.resume(reader, sums)
+            kept.prepare()
         _collect(reader, sums, own, kept, batch_tokens, max_tokens, progress)
         own.agree(reader.walked(), OPERATION)
         probes = probe_keys(model, list(sums.grams))

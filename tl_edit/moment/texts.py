@@ -168,8 +168,14 @@ def column_of(given: object, operation: str) -> str | None:
     if not isinstance(names, list):
         return None
     features = cast(Mapping[str, Any], getattr(given, "features", None) or {})
-    strings = [name for name in features if getattr(features[name], "dtype", None) in ("string", "large_string")]
+    strings = [name for name in features if holds_strings(given, name)]
     return _chosen(cast(list[str], names), strings if features else None, operation)
+
+
+def holds_strings(dataset: object, column: str) -> bool:
+    """Whether a column of a `datasets` dataset holds strings; True where that is not known."""
+    features = cast(Mapping[str, Any], getattr(dataset, "features", None) or {})
+    return column not in features or getattr(features[column], "dtype", None) in ("string", "large_string")
 
 
 def column_of_row(row: Mapping[str, object], operation: str) -> str:
