@@ -50,29 +50,30 @@ def second_moment(
     """``C = E[k k^T]`` at ``layers``, from one pass over ``texts`` that ends at the last of the layers.
 
     Sums are float64, of products in float32 (in float64 for float64 models). Each layer takes 12 ``d_mlp``^2 bytes
-    while it is measured and 8 ``d_mlp``^2 afterwards: 3.2 and 2.1 GB at a width of 16384; with ``split_halves`` twice
-    that, then three times 8.
+    while it is measured and 8 ``d_mlp``^2 afterwards: 3.2 and 2.1 GB at a width of 16384; with ``split_halves`` 24
+    ``d_mlp``^2 and 16 ``d_mlp``^2: 6.4 and 4.3 GB.
 
     On a HookedTransformer of a common kind without hooks of yours, in float32 or float64, keys are computed with packed
     weights, after a comparison with the model's own pass; otherwise by that pass, hooks of yours included.
 
     Under ``accelerate launch`` or ``torchrun`` every process must call this with the same arguments; the texts are
-    shared out among them, and all get the same result.
+    shared out among them, and all get the same result. Models, settings and texts are compared before sums are added:
+    all texts of lists and streams, and with ``max_tokens``; of other things with numbered items, 64 of them.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         texts: Strings, token ids of one text each (taken as they are, without a BOS being added), or rows of a
-            `datasets` dataset (its column "text", or its only one of strings). Lists, datasets and whatever else has a
-            length and numbered items are taken in an order that ``seed`` decides; iterators (generators, streamed
-            datasets) are taken as they come, and with several processes each must get the same. Texts longer than the
-            context are cut off there. `read_texts` gives corpora by name.
+            `datasets` dataset or dicts (the column "text", or the only one of strings, by the first row). Lists,
+            datasets and whatever else has a length and numbered items are taken in an order that ``seed`` decides;
+            iterators (generators, streamed datasets) are taken as they come, and with several processes each must get
+            the same. Texts longer than the context are cut off there. `read_texts` gives corpora by name.
         layers: Layers to measure, counted from 0.
         max_tokens: Stop after so many counted tokens (the last text is cut); None for all. Ten times d_mlp is a fair
             start; the published statistics use about 44 million (100,000 documents). See `SecondMoment.convergence`.
         max_length: Cut texts after so many tokens; None for the model's context, which may be more than memory holds
             in one row.
         seed: Seed of the order of the texts (1 is the published programs') and of the sample of keys that is kept.
-        prepend_bos: Whether strings begin with a BOS; None for the model's own default. The published files
+        prepend_bos: Whether strings begin with a BOS; None for the model's own default. Token ids need no tokenizer. The published files
             were made without.
         count_bos: Whether the key at a BOS that begins a text counts.
         batch_tokens: Tokens per forward pass, padding included; a longer text is one pass.
@@ -86,8 +87,9 @@ def second_moment(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: For no or empty texts, layers that do not exist or have no dense ``W_out``, active dropout, a
-            checkpoint of another run.
+        ValueError: For no or empty texts, texts of the wrong kind, processes that were given different things, layers
+            that do not exist or have no dense ``W_out``, active dropout, a checkpoint of another run or one that cannot
+            be written.
         MemoryError: If memory runs out, naming the ``batch_tokens`` to try.
     """
     bos = _checked(model, layers, prepend_bos, count_bos, split_halves, ridge, corpus, checkpoint)
