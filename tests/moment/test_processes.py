@@ -50,7 +50,8 @@ cases = {
     "short stream": dict(texts=iter(TEXTS[: len(TEXTS) - rank])),
     "cut stream": dict(texts=iter([changed[-1], *TEXTS]), max_tokens=40),
     "set": dict(texts=set(TEXTS)),
-    "equal": dict(texts=iter([{"body": text} for text in TEXTS])),
+    "equal": dict(texts=iter([{"body": text, "id": [object()]} for text in TEXTS])),
+    "equal rows": dict(texts=[{"body": text, "id": [object()]} for text in TEXTS]),
 }
 said = {}
 for name, case in cases.items():
@@ -104,4 +105,4 @@ def test_processes_that_were_given_different_things_are_told_so(tmp_path):
     assert first == second
     for name, message in EXPECTED.items():
         assert message in first[name], name
-    assert first["equal"] == ""
+    assert first["equal"] == first["equal rows"] == ""

@@ -73,8 +73,8 @@ def second_moment(
         max_length: Cut texts after so many tokens; None for the model's context, which may be more than memory holds
             in one row.
         seed: Seed of the order of the texts (1 is the published programs') and of the sample of keys that is kept.
-        prepend_bos: Whether strings begin with a BOS; None for the model's own default. Token ids need no tokenizer. The published files
-            were made without.
+        prepend_bos: Whether strings begin with a BOS; None for the model's own default. The published files
+            were made without. (Token ids need no tokenizer.)
         count_bos: Whether the key at a BOS that begins a text counts.
         batch_tokens: Tokens per forward pass, padding included; a longer text is one pass.
         split_halves: Also keep the second moment of every other text, for `SecondMoment.convergence`.
@@ -101,10 +101,7 @@ def second_moment(
         found_on: dict[str, Any] = {**given, "max_length": max_length, "seed": seed, "batch_tokens": batch_tokens}
         found_on |= {"split_halves": split_halves, "hooks": attach.foreign_hook(model) or ""}
         found_on |= {"edits": [repr(edit) for edit in applied_edits(model)]}
-        if own.world > 1:
-            also = {"layers": list(layers), "ridge": ridge, "corpus": corpus, "texts": source.said()}
-            also |= {"weights": weights_digest(model), "tokenizer": tokenizer_digest(model)}
-            own.agree(found_on | also | {"model": host.model_name(model)}, OPERATION)
+        _agree(own, model, source, found_on | {"layers": list(layers), "ridge": ridge, "corpus": corpus})
         reader = Reader(model, source, own, max_length=max_length, **given)
         sums = Sums(model, layers, seed, split_halves)
         kept = None
@@ -129,6 +126,14 @@ def second_moment(
             SecondMoment(layer=layer, probe_keys=probes[layer], **found, **about)
             for layer, found in sums.results(own, reader.emptied).items()
         )
+
+
+def _agree(own: Processes, model: Model, source: Texts, settings: Mapping[str, object]) -> None:
+    """Refuse processes that were not given the same model, texts and settings."""
+    if own.world == 1:
+        return
+    found = {"texts": source.said(), "weights": weights_digest(model), "tokenizer": tokenizer_digest(model)}
+    own.agree({**settings, **found, "model": host.model_name(model)}, OPERATION)
 
 
 def _collect(

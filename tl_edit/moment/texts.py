@@ -86,10 +86,10 @@ class Texts:
                 yield number, self._text(number, self._given[self._order[number]])
             return
         for number, item in enumerate(self._given):
-            if world > 1:
-                self.walked, self.chain = number + 1, chained(self.chain, item)
             # Also of items that fall to others, so that all processes take the column of the first row.
             text = self._text(number, item)
+            if world > 1:
+                self.walked, self.chain = number + 1, chained(self.chain, text)
             if number % world == rank:
                 yield number, text
 
@@ -106,8 +106,9 @@ class Texts:
             return "a stream"
         step = 1 if self._whole else max(1, self.n // SPOTS)
         found = ""
-        for place in range(0, self.n, step):
-            found = chained(found, self._given[place])
+        for number in range(0, self.n, step):
+            # Not of the whole row, whose other columns may be shown in another way in each process.
+            found = chained(found, self._text(number, self._given[self._order[number]]))
         return f"{self.n} with hash {found[:8]}"
 
     def check_shared(self, own: Processes) -> None:
@@ -189,9 +190,9 @@ def column_of_row(row: Mapping[str, object], operation: str) -> str:
     )
 
 
-def chained(before: str, item: object) -> str:
-    """The hash of what ``before`` is the hash of, and one more text or row."""
-    return digest([before, item if isinstance(item, str | Tensor) else repr(item)])
+def chained(before: str, text: object) -> str:
+    """The hash of what ``before`` is the hash of, and one more text."""
+    return digest([before, text if isinstance(text, str | Tensor) else repr(text)])
 
 
 def _chosen(names: list[str], strings: list[str] | None, operation: str) -> str:
