@@ -12,7 +12,8 @@ def digest(parts: Iterable[Tensor | str], *, size: int = 16) -> str:
     found = hashlib.blake2b(digest_size=size)
     for part in parts:
         if isinstance(part, str):
-            found.update(part.encode())
+            # Texts may hold lone surrogates, which UTF-8 proper has no bytes for.
+            found.update(part.encode("utf-8", "surrogatepass"))
         else:
             found.update(part.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -137,6 +137,8 @@ def test_what_a_saving_leaves_when_it_is_cut_off_does_not_matter(model, copied):
     (inner / "state.json.part").write_text("{")
     again = second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
     assert_equal(again, second_moment(model, TEXTS, [0, 2], **OPTIONS))
+    found = sorted(path.name.split("-step")[0] for path in inner.iterdir())
+    assert found == ["layer-0", "layer-2", "state.json"]
 
 
 def test_a_finished_run_is_not_computed_again(model, tmp_path, monkeypatch):
@@ -155,6 +157,26 @@ def test_only_one_saving_is_kept(model, tmp_path):
 def test_nothing_is_saved_before_it_is_time(model, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         second_moment(model, Stopping(TEXTS, 50, stop), [0], checkpoint=tmp_path / "run", **OPTIONS)
+    assert not list((tmp_path / "run" / "process-1-of-1").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_window(model, tmp_path, monkeypatch):
+    def refuse(self, content):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(collect.Sums, "add", None)
+    with pytest.raises(ValueError, match=r"cannot be written \(.*Permission denied.*choose another folder"):
+        second_moment(model, TEXTS, [0], checkpoint=tmp_path / "run", **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"layers": [9]}, {"max_tokens": 0}, {"texts": "one"}, {"checkpoint_seconds": -1.0}]
+)
+def test_refused_arguments_leave_no_folder(model, tmp_path, changes):
+    given = {"model": model, "texts": TEXTS, "layers": [0], "checkpoint": tmp_path / "run"} | OPTIONS | changes
+    with pytest.raises(ValueError, match="second_moment"):
+        second_moment(**given)
     assert not (tmp_path / "run").exists()
 
 
@@ -221,6 +243,23 @@ def test_damaged_files_are_refused(model, copied, damage, name):
 def test_foreign_manifests_are_refused(model, copied, content):
     next(copied.rglob("state.json")).write_text(content)
     with pytest.raises(ValueError, match=r"state.json is damaged"):
+        second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state | {"counts": [count // 2 for count in state["counts"]]},
+        lambda state: state | {"counts": state["counts"][:1]},
+        lambda state: state | {"taken": 0},
+        lambda state: state | {"run": None},
+        lambda state: {name: value for name, value in state.items() if name != "digest"},
+    ],
+)
+def test_manifests_with_other_numbers_are_refused(model, copied, change):
+    path = next(copied.rglob("state.json"))
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=r"state.json is damaged \(.*expected what second_moment wrote there"):
         second_moment(model, TEXTS, [0, 2], checkpoint=copied, **OPTIONS)
 
 

@@ -58,6 +58,61 @@ def test_tables_and_saved_datasets(tmp_path, monkeypatch):
     assert second_moment(model, read_texts(tmp_path / "saved"), [0], progress=False)[0].count > 20
 
 
+@pytest.mark.parametrize("name", ["texts.json", "texts.jsonl"])
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (
+            {"title": "Paris"},
+            "item 4 of .* is {'title': 'Paris'}; expected a string, or an object with a string under 'b'",
+        ),
+        ({"b": None}, "item 4 of .* is {'b': None}"),
+        ({"b": 5}, "item 4 of .* is {'b': 5}"),
+        (None, "item 4 of .* is None"),
+    ],
+)
+def test_the_first_item_decides_the_key(tmp_path, name, last, message):
+    items = [{"n": 1, "b": text} for text in TEXTS] + [last]
+    content = json.dumps(items) if name.endswith("json") else "\n".join(map(json.dumps, items))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_texts(tmp_path / name)
+    (tmp_path / name).write_text(content.replace(json.dumps(last), json.dumps({"b": "Rome.", "text": "Paris."})))
+    assert list(read_texts(tmp_path / name)) == [*TEXTS, "Rome."]
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_no_text(tmp_path):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), "utf-8-sig")
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, TEXTS)), "utf-8-sig")
+    assert list(read_texts(tmp_path / "texts.txt")) == TEXTS
+    assert list(read_texts(tmp_path / "texts.jsonl")) == TEXTS
+
+
+def test_columns_must_hold_strings(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_dict({"text": [1, 2], "body": ["a", "b"]}).to_parquet(tmp_path / "texts.parquet")
+    with pytest.raises(ValueError, match=r"of which \['body'\] hold strings"):
+        read_texts(tmp_path / "texts.parquet")
+    with pytest.raises(ValueError, match="the column 'text' of .* does not hold strings; expected texts"):
+        read_texts(tmp_path / "texts.parquet", column="text")
+    assert list(read_texts(tmp_path / "texts.parquet", column="body")) == ["a", "b"]
+    (tmp_path / "texts.txt").write_text("a")
+    with pytest.raises(ValueError, match="is a plain text file without columns; expected None; leave column out"):
+        read_texts(tmp_path / "texts.txt", column="text")
+
+
+def test_paths_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "texts.txt").write_text("Rome.")
+    assert list(read_texts("~/texts.txt")) == ["Rome."]
+    with pytest.raises(ValueError, match="source is ''; expected a path"):
+        read_texts("")
+    with pytest.raises(ValueError, match="seed is True; expected an integer"):
+        read_texts("~/texts.txt", seed=True)
+
+
 def test_n_texts_draws_as_the_published_programs_do(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(map(str, range(50))))
     order = list(range(50))

@@ -1,6 +1,7 @@
 """Second moments in files: our own, and the published programs' npz."""
 
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tl_edit import SecondMoment, SecondMoments, second_moment
+from tl_edit.moment import files
 
 TEXTS = [*tiny_tokenizers.CORPUS, "Rome."]
 
@@ -23,7 +25,7 @@ def moments():
 def assert_equal(one: SecondMoment, other: SecondMoment):
     for name in ("matrix", "sample_keys", "probe_keys", "half_matrix"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
-    for name in ("layer", "count", "provenance", "corpus", "ridge", "counts_bos", "half_count"):
+    for name in ("layer", "count", "provenance", "corpus", "ridge", "counts_bos", "half_count", "settings"):
         assert getattr(one, name) == getattr(other, name), name
 
 
@@ -81,6 +83,44 @@ def test_folders_without_moments_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="cannot be made"):
         SecondMoments([]).save(tmp_path / "file" / "folder")
+
+
+def test_runs_are_not_mixed_in_a_folder(moments, tmp_path):
+    moments.save(tmp_path)
+    moments.save(tmp_path)
+    with pytest.raises(ValueError, match=r"holds layer-2.safetensors, of another run; .* layers \[0\] only; choose"):
+        SecondMoments([moments[0]]).save(tmp_path)
+    moments[0].save(tmp_path / "layer-5.safetensors")
+    with pytest.raises(ValueError, match=r"layer-0.safetensors and layer-5.safetensors are both of layer 0; .*remove"):
+        SecondMoments.load(tmp_path)
+    with pytest.raises(ValueError, match=r"is a folder; .*use SecondMoments.load"):
+        SecondMoment.load(tmp_path)
+
+
+def test_all_layers_get_a_ridge(moments, tmp_path):
+    moments.save(tmp_path, with_factor=True)
+    for found in (moments, SecondMoments.load(tmp_path)):
+        other = found.with_ridge(0.5)
+        assert [other[layer].ridge for layer in other] == [0.5, 0.5]
+        assert torch.equal(other[2].cholesky, moments[2].with_ridge(0.5).cholesky)
+        assert found[2].ridge == 0.01
+        assert [other.with_ridge(0.1)[layer].ridge for layer in other] == [0.1, 0.1]
+        with pytest.raises(ValueError, match="SecondMoments.with_ridge: ridge is -1.0"):
+            found.with_ridge(-1.0)
+    assert "cholesky" in vars(SecondMoments.load(tmp_path).with_ridge(0.01)[2])
+
+
+def test_files_without_settings_load(moments, tmp_path, monkeypatch):
+    write = files.write
+
+    def older(path, tensors, plain):
+        write(path, tensors, {name: value for name, value in plain.items() if name != "settings"})
+
+    monkeypatch.setattr(files, "write", older)
+    moments[2].save(tmp_path / "moment")
+    found = SecondMoment.load(tmp_path / "moment")
+    assert found.settings is None
+    assert torch.equal(found.matrix, moments[2].matrix)
 
 
 def truncate(content: bytes) -> bytes:
@@ -179,6 +219,15 @@ def test_a_published_file_is_written_as_the_programs_write_it(moments, tmp_path,
         ({"mom2.mom2": -np.eye(2, dtype=np.float32)}, "diagonal of 0 or more"),
         ({"mom2.constructor": "util.runningstats.Mean()"}, "mom2 is a util.runningstats.Mean"),
         ({"mom2.mom2": np.array([{}], dtype=object)}, "cannot be read"),
+        ({"mom2.count": np.inf}, "mom2.count is inf, no whole number"),
+        ({"mom2.count": 50 + 1j}, "mom2.count is .*, no whole number"),
+        ({"mom2.count": 49.5}, "mom2.count is 49.5, no whole number"),
+        ({"mom2.count": True}, "mom2.count is True, no whole number"),
+        ({"mom2.mom2": np.zeros((0, 0), np.float32)}, r"shape \[0, 0\]"),
+        ({"mom2.mom2": np.zeros((6, 6), np.float32)}, "0 everywhere"),
+        ({"mom2.mom2": np.diag([1e9, 1, -1]).astype(np.float32)}, "diagonal of 0 or more"),
+        # One large neuron does not hide the others.
+        ({"mom2.mom2": np.array([[1e9, 0, 0], [0, 2, 1], [0, 0, 2]], np.float32)}, "not symmetric"),
     ],
 )
 def test_what_is_no_second_moment_is_refused(tmp_path, changes, message):
@@ -194,6 +243,57 @@ def test_damaged_npz_files_are_refused(tmp_path, content):
         SecondMoment.from_npz(tmp_path / "stats.npz", 17)
     with pytest.raises(ValueError, match="cannot be read"):
         SecondMoment.from_npz(tmp_path / "missing.npz", 17)
+
+
+def test_other_files_of_numpy_are_refused(tmp_path):
+    np.save(tmp_path / "stats.npy", np.eye(3))
+    with pytest.raises(ValueError, match="cannot be read .it is a single array, no .npz.*expected the published"):
+        SecondMoment.from_npz(tmp_path / "stats.npy", 17)
+    numbers = np.random.RandomState(0).standard_normal((60, 60)).astype(np.float32)
+    np.savez_compressed(tmp_path / "stats.npz", **{"mom2.mom2": numbers, "mom2.count": 50})
+    content = bytearray((tmp_path / "stats.npz").read_bytes())
+    content[1000:1400] = b"\xff" * 400
+    (tmp_path / "stats.npz").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="from_npz: .* cannot be read"):
+        SecondMoment.from_npz(tmp_path / "stats.npz", 17)
+
+
+def test_the_layer_is_that_of_the_file_name(tmp_path):
+    with pytest.raises(ValueError, match="layer is -1; expected 0 or more"):
+        SecondMoment.from_npz(tmp_path / "stats.npz", -1)
+    for name in ("transformer.h.1.mlp.c_proj_float32_mom2_100000.npz", "model.layers.1.mlp.down_proj.npz"):
+        by_hand(tmp_path / name)
+        with pytest.warns(UserWarning, match="layer is 2, and the file is .*pass layer=1 if the name is right"):
+            SecondMoment.from_npz(tmp_path / name, 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            SecondMoment.from_npz(tmp_path / name, 1)
+
+
+def test_whether_a_bos_counts_is_said_by_the_user(tmp_path):
+    model = tiny_models.build("gpt2")
+    counting = second_moment(model, TEXTS, [2], prepend_bos=True, progress=False)[2]
+    with pytest.warns(UserWarning, match="counts keys at a BOS, which the file does not say"):
+        counting.to_npz(tmp_path / "stats.npz")
+    without = second_moment(model, TEXTS, [2], prepend_bos=False, progress=False)[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without.to_npz(tmp_path / "without.npz")
+        assert SecondMoment.from_npz(tmp_path / "stats.npz", 2, model=model, counts_bos=True).counts_bos
+
+
+def test_a_published_file_is_there_whole_or_not_at_all(moments, tmp_path, monkeypatch):
+    moments[2].to_npz(tmp_path / "stats.npz")
+    before = (tmp_path / "stats.npz").read_bytes()
+
+    def full(file, **values):
+        file.write(b"torn")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(ValueError, match="cannot be written .*No space left"):
+        moments[0].to_npz(tmp_path / "stats.npz")
+    assert (tmp_path / "stats.npz").read_bytes() == before
 
 
 def test_a_model_is_compared_with_a_published_file_and_its_bos_warned_of(moments, tmp_path):

@@ -65,6 +65,28 @@ def test_a_ridge_is_a_number_of_0_or_more():
         random_moment().with_ridge(-1.0)
 
 
+def test_a_count_is_0_or_more():
+    with pytest.raises(ValueError, match="count is -5; expected 0 or more"):
+        random_moment(count=-5)
+
+
+def test_the_settings_are_recorded():
+    model = tiny_models.build("gpt2")
+    options = {"max_tokens": 60, "max_length": 9, "progress": False}
+    plain = second_moment(model, TEXTS, [0], **options)
+    found = plain[0].settings
+    assert (found["max_tokens"], found["max_length"], found["edits"], found["hooks"]) == (60, 9, [], "")
+    config = ROMEConfig(layer=0, v_num_grad_steps=3, n_prefixes=0)
+    request = EditRequest("The {} is in", "Eiffel Tower", " Rome")
+    with (
+        rome_edit(model, request, plain.with_ridge(0.1), config=config, apply=False).on(model) as edit,
+        model.hooks([("blocks.1.hook_resid_post", lambda act, hook: act)]),
+    ):
+        found = second_moment(model, TEXTS, [0], **options)[0].settings
+    assert found["edits"] == [repr(edit)]
+    assert "hook_resid_post" in found["hooks"]
+
+
 def test_moving_keeps_the_factor():
     moment = random_moment()
     moved = moment.to("cpu")

@@ -189,3 +189,75 @@ def test_one_string_is_not_a_list_of_texts(model):
 def test_ids_of_another_tokenizer_are_refused(model):
     with pytest.raises(ValueError, match=r"token ids from 5 to 10000000; .* tokenise with the model's own"):
         second_moment(model, [torch.tensor([5, 10_000_000])], [0], progress=False)
+
+
+# --- columns, and texts that are none ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_first_row_decides_the_column(model, stream):
+    """Not each row for itself, which would mix titles into the texts."""
+    rows_of = [{"id": i, "body": text} for i, text in enumerate(TEXTS)]
+    late = [*rows_of, {"id": 3, "title": "Paris"}]
+    with pytest.raises(ValueError, match=rf"row {len(TEXTS)} of the texts .* \['id', 'title'\]; expected 'body'"):
+        second_moment(model, iter(late) if stream else late, [0], progress=False)
+    two = [*rows_of, {"id": 3, "body": "Rome.", "text": "Paris"}]
+    expected = second_moment(model, [*TEXTS, "Rome."], [0], progress=False)[0].matrix
+    found = second_moment(model, iter(two) if stream else two, [0], progress=False)[0].matrix
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    unsure = [{"title": None, "body": "Rome."}, *rows_of]
+    with pytest.raises(ValueError, match=r"columns \['title', 'body'\].*expected one named 'text'"):
+        second_moment(model, iter(unsure) if stream else unsure, [0], progress=False)
+
+
+def test_columns_of_numbers_are_refused(model):
+    datasets = pytest.importorskip("datasets")
+    numbers = datasets.Dataset.from_dict({"text": [1, 2, 3]})
+    with pytest.raises(ValueError, match=r"columns \['text'\], of which \[\] hold strings"):
+        second_moment(model, numbers, [0], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"), [(None, "None of type NoneType"), (5, "5 of type int"), ([1, 2], r"\[1, 2\] of type list")]
+)
+@pytest.mark.parametrize("row", [False, True])
+def test_a_text_that_is_none_is_named(model, wrong, found, row):
+    texts = [*TEXTS, wrong, *TEXTS]
+    given = [{"text": text} for text in texts] if row else texts
+    with pytest.raises(ValueError, match=rf"text {len(TEXTS)} \(counted from 0\) is {found}; expected a string, or a"):
+        second_moment(model, given, [0], progress=False)
+
+
+def test_a_lone_surrogate_is_named(model):
+    with pytest.raises(ValueError, match=r"text 1 \(counted from 0\) cannot be tokenised .*UTF-8 can hold; repair it"):
+        second_moment(model, iter(["Rome.", "a \ud800 b"]), [0], progress=False)
+
+
+# --- without a tokenizer -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prepend_bos", [None, False])
+def test_token_ids_need_no_tokenizer(model, tmp_path, prepend_bos):
+    ids = [model.to_tokens(text)[0] for text in TEXTS]
+    expected = second_moment(model, ids, [0], progress=False)[0].matrix
+    bare = tiny_models.build("gpt2")
+    bare.tokenizer = None
+    options = {"prepend_bos": prepend_bos, "checkpoint": tmp_path / "run", "progress": False}
+    assert torch.equal(second_moment(bare, ids, [0], **options)[0].matrix, expected)
+    with pytest.raises(ValueError, match="the model has no tokenizer; expected one to turn strings"):
+        second_moment(bare, [*ids, "Rome."], [0], prepend_bos=prepend_bos, progress=False)
+
+
+# --- several processes ---------------------------------------------------------------------------------
+
+
+def test_sets_are_refused_for_several_processes():
+    Texts({"a", "b"}, 0).check_shared(Processes())
+    for texts in ({"a", "b"}, frozenset({"a", "b"})):
+        with pytest.raises(ValueError, match=r"texts is a set.*pass sorted\(texts\)"):
+            Texts(texts, 0).check_shared(Processes(0, 2))
+
+
+def test_settings_that_leave_no_tokens_are_named(model):
+    with pytest.raises(ValueError, match="the settings leave no tokens to count.*larger max_length, or count_bos=True"):
+        second_moment(model, TEXTS, [0], prepend_bos=True, max_length=1, count_bos=False, progress=False)

@@ -18,14 +18,13 @@ from torch import Tensor
 from tl_edit import attach, host
 from tl_edit.digest import digest
 from tl_edit.host import Model
-from tl_edit.identity import weights_digest
+from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.moment.processes import Processes
 from tl_edit.moment.sums import Sums
 from tl_edit.moment.texts import OPERATION, Reader
 
 MANIFEST = "state.json"
-SCHEMA = "tl_edit second moment checkpoint 1"
-_SENTENCE = "Zürich, 1905: “naïve” questions (北京)\n\tdon't end; e=mc^2."
+SCHEMA = "tl_edit second moment checkpoint 2"
 
 
 class Checkpoint:
@@ -47,8 +46,8 @@ class Checkpoint:
             )
         self._folder, self._seconds = folder, seconds
         self._path = folder / f"process-{own.rank + 1}-of-{own.world}"
-        self._run = {"model": host.model_name(model), "weights": weights_digest(model), "tokenizer": _tokenizer(model)}
-        self._run |= {"processes": own.world, **settings}
+        self._run = {"model": host.model_name(model), "weights": weights_digest(model)}
+        self._run |= {"tokenizer": tokenizer_digest(model), "processes": own.world, **settings}
         self._last = time.monotonic()
         self._step = 0
 
@@ -76,6 +75,20 @@ class Checkpoint:
         if marks is not None:
             sums.sample.marks = marks
 
+    def prepare(self) -> None:
+        """Make the folder, and see whether it can be written to: not only when hours of work are to be saved.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        trial = self._path / "trial.part"
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            trial.write_bytes(b"trial")
+            trial.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def keep_in_time(self, reader: Reader, sums: Sums) -> None:
         """Save if the last saving was long enough ago."""
         if time.monotonic() - self._last >= self._seconds:
@@ -83,7 +96,7 @@ class Checkpoint:
 
     def keep(self, reader: Reader, sums: Sums) -> None:
         """Save what ``reader`` has read and ``sums`` have added up; they must be at the end of a window."""
-        before, self._step = self._step, self._step + 1
+        self._step += 1
         state: dict[str, Any] = {"schema": SCHEMA, "run": self._run, "step": self._step}
         state |= {"read": reader.read, "taken": reader.taken, "chain": reader.chain, "digests": {}}
         state["counts"] = [gram.count for gram in next(iter(sums.grams.values()))]
@@ -98,15 +111,16 @@ class Checkpoint:
                 save_file(tensors, str(self._file(layer, self._step)))
                 state["digests"][str(layer)] = _digest(tensors)
             half = self._path / f"{MANIFEST}.part"
+            state["digest"] = _said(state)
             half.write_text(json.dumps(state, indent=1), "utf-8")
             half.replace(self._path / MANIFEST)
             for layer in sums.grams:
-                self._file(layer, before).unlink(missing_ok=True)
+                # All others: a process that was killed may have left more than the one before.
+                for other in self._path.glob(f"layer-{layer}-step-*.safetensors"):
+                    if other != self._file(layer, self._step):
+                        other.unlink(missing_ok=True)
         except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{OPERATION}: the checkpoint {self._folder} cannot be written ({error}); expected a folder with "
-                "enough space for the sums twice; choose another folder."
-            ) from error
+            raise self._unwritable(error) from error
         self._last = time.monotonic()
 
     def _file(self, layer: int, step: int) -> Path:
@@ -134,8 +148,10 @@ class Checkpoint:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(MANIFEST, repr(error)) from error
-        if not whole:
+        if not whole or not isinstance(cast(object, was), dict):
             raise self._damaged(MANIFEST, f"schema {state['schema']!r}")
+        if state.get("digest") != _said(state):
+            raise self._damaged(MANIFEST, "its content is not what was written")
         changes = ", ".join(
             f"{name} {was.get(name)} (now {self._run.get(name)})"
             for name in {**self._run, **was}
@@ -175,6 +191,12 @@ class Checkpoint:
             raise self._damaged(path.name, "its content is not what was written")
         return tensors
 
+    def _unwritable(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"{OPERATION}: the checkpoint {self._folder} cannot be written ({error}); expected a folder with enough "
+            "space for the sums twice; choose another folder."
+        )
+
     def _damaged(self, name: str, reason: str) -> ValueError:
         return ValueError(
             f"{OPERATION}: {self._path / name} is damaged ({reason}); expected what {OPERATION} wrote there; remove "
@@ -187,10 +209,10 @@ def reader_goes_to(reader: Reader, state: Mapping[str, Any]) -> bool:
     return state["read"] == 0 or reader.go_to(state["read"], state["taken"], state["chain"])
 
 
+def _said(state: Mapping[str, Any]) -> str:
+    """A hash of all that a manifest says, but for the hash itself."""
+    return digest([json.dumps({name: value for name, value in state.items() if name != "digest"}, sort_keys=True)])
+
+
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest(part for name in sorted(tensors) for part in (name, str(tensors[name].shape), tensors[name]))
-
-
-def _tokenizer(model: Model) -> str:
-    """A hash of the tokens of one sentence, with what tokenizers differ in."""
-    return digest([model.to_tokens(_SENTENCE, prepend_bos=False, truncate=False).long()], size=8)

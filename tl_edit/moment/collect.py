@@ -12,9 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_edit import host, tokens
+from tl_edit import attach, host, tokens
+from tl_edit.edit import applied_edits
 from tl_edit.forward import memory_advice
 from tl_edit.host import Model
+from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.moment.checkpoint import Checkpoint
 from tl_edit.moment.fingerprint import probe_keys
 from tl_edit.moment.mapping import SecondMoments
@@ -48,22 +50,23 @@ def second_moment(
     """``C = E[k k^T]`` at ``layers``, from one pass over ``texts`` that ends at the last of the layers.
 
     Sums are float64, of products in float32 (in float64 for float64 models). Each layer takes 12 ``d_mlp``^2 bytes
-    while it is measured and 8 ``d_mlp``^2 afterwards: 3.2 and 2.1 GB at a width of 16384; with ``split_halves`` twice
-    that, then three times 8.
+    while it is measured and 8 ``d_mlp``^2 afterwards: 3.2 and 2.1 GB at a width of 16384; with ``split_halves`` 24
+    ``d_mlp``^2 and 16 ``d_mlp``^2: 6.4 and 4.3 GB.
 
     On a HookedTransformer of a common kind without hooks of yours, in float32 or float64, keys are computed with packed
     weights, after a comparison with the model's own pass; otherwise by that pass, hooks of yours included.
 
     Under ``accelerate launch`` or ``torchrun`` every process must call this with the same arguments; the texts are
-    shared out among them, and all get the same result.
+    shared out among them, and all get the same result. Models, settings and texts are compared before sums are added:
+    all texts of lists and streams, and with ``max_tokens``; of other things with numbered items, 64 of them.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         texts: Strings, token ids of one text each (taken as they are, without a BOS being added), or rows of a
-            `datasets` dataset (its column "text", or its only one of strings). Lists, datasets and whatever else has a
-            length and numbered items are taken in an order that ``seed`` decides; iterators (generators, streamed
-            datasets) are taken as they come, and with several processes each must get the same. Texts longer than the
-            context are cut off there. `read_texts` gives corpora by name.
+            `datasets` dataset or dicts (the column "text", or the only one of strings, by the first row). Lists,
+            datasets and whatever else has a length and numbered items are taken in an order that ``seed`` decides;
+            iterators (generators, streamed datasets) are taken as they come, and with several processes each must get
+            the same. Texts longer than the context are cut off there. `read_texts` gives corpora by name.
         layers: Layers to measure, counted from 0.
         max_tokens: Stop after so many counted tokens (the last text is cut); None for all. Ten times d_mlp is a fair
             start; the published statistics use about 44 million (100,000 documents). See `SecondMoment.convergence`.
@@ -71,7 +74,7 @@ def second_moment(
             in one row.
         seed: Seed of the order of the texts (1 is the published programs') and of the sample of keys that is kept.
         prepend_bos: Whether strings begin with a BOS; None for the model's own default. The published files
-            were made without.
+            were made without. (Token ids need no tokenizer.)
         count_bos: Whether the key at a BOS that begins a text counts.
         batch_tokens: Tokens per forward pass, padding included; a longer text is one pass.
         split_halves: Also keep the second moment of every other text, for `SecondMoment.convergence`.
@@ -84,8 +87,9 @@ def second_moment(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: For no or empty texts, layers that do not exist or have no dense ``W_out``, active dropout, a
-            checkpoint of another run.
+        ValueError: For no or empty texts, texts of the wrong kind, processes that were given different things, layers
+            that do not exist or have no dense ``W_out``, active dropout, a checkpoint of another run or one that cannot
+            be written.
         MemoryError: If memory runs out, naming the ``batch_tokens`` to try.
     """
     bos = _checked(model, layers, prepend_bos, count_bos, split_halves, ridge, corpus, checkpoint)
@@ -93,6 +97,11 @@ def second_moment(
     source = Texts(texts, seed)
     with processes(OPERATION) as own:
         given: dict[str, Any] = {"prepend_bos": bos, "count_bos": count_bos, "max_tokens": max_tokens}
+        source.check_shared(own)
+        found_on: dict[str, Any] = {**given, "max_length": max_length, "seed": seed, "batch_tokens": batch_tokens}
+        found_on |= {"split_halves": split_halves, "hooks": attach.foreign_hook(model) or ""}
+        found_on |= {"edits": [repr(edit) for edit in applied_edits(model)]}
+        _agree(own, model, source, found_on | {"layers": list(layers), "ridge": ridge, "corpus": corpus})
         reader = Reader(model, source, own, max_length=max_length, **given)
         sums = Sums(model, layers, seed, split_halves)
         kept = None
@@ -101,7 +110,9 @@ def second_moment(
             given |= {"layers": list(sums.grams), "split_halves": split_halves, "engine": sums.engine.description}
             kept = Checkpoint(Path(checkpoint), checkpoint_seconds, model, own, given)
             kept.resume(reader, sums)
+            kept.prepare()
         _collect(reader, sums, own, kept, batch_tokens, max_tokens, progress)
+        own.agree(reader.walked(), OPERATION)
         probes = probe_keys(model, list(sums.grams))
         made_on = host.provenance(model, prepend_bos=bos, seed=seed)
         about: dict[str, Any] = {
@@ -109,11 +120,20 @@ def second_moment(
             "corpus": corpus,
             "ridge": float(ridge),
             "counts_bos": count_bos,
+            "settings": found_on,
         }
         return SecondMoments(
             SecondMoment(layer=layer, probe_keys=probes[layer], **found, **about)
-            for layer, found in sums.results(own).items()
+            for layer, found in sums.results(own, reader.emptied).items()
         )
+
+
+def _agree(own: Processes, model: Model, source: Texts, settings: Mapping[str, object]) -> None:
+    """Refuse processes that were not given the same model, texts and settings."""
+    if own.world == 1:
+        return
+    found = {"texts": source.said(), "weights": weights_digest(model), "tokenizer": tokenizer_digest(model)}
+    own.agree({**settings, **found, "model": host.model_name(model)}, OPERATION)
 
 
 def _collect(
@@ -166,6 +186,9 @@ def _checked(
     if checkpoint is not None and not isinstance(checkpoint, str | Path):
         raise ValueError(f"{OPERATION}: checkpoint is {checkpoint!r}; expected a path of a folder, or None.")
     check_ridge(ridge, OPERATION)
+    if model.tokenizer is None and prepend_bos in (None, False):
+        # Token ids need none; strings are refused when the first one comes.
+        return False
     return tokens.resolve_bos(model, prepend_bos)
 
 

@@ -1,13 +1,14 @@
 """Texts by name or from files, local first."""
 
 import json
+import os
 import random
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from tl_edit.moment.texts import column_of
+from tl_edit.moment.texts import column_of, column_of_row, holds_strings
 
 OPERATION = "read_texts"
 NAMED: dict[str, dict[str, Any]] = {
@@ -23,13 +24,14 @@ def read_texts(
     """Texts for `second_moment`: from a file, a folder, or a corpus by its name.
 
     Args:
-        source: A file: ``.txt`` (one text per line, empty lines left out), ``.jsonl`` or ``.json`` (a list) of strings
-            or objects, ``.csv`` or ``.parquet``; a folder that ``datasets.save_to_disk`` wrote; or a name, for which a
-            network is needed once: "wikipedia" (wikimedia/wikipedia 20231101.en; the published statistics are of
-            20200501.en, which is no longer offered) or "pile" (NeelNanda/pile-10k, 10,000 texts of the Pile). A file
-            that exists comes first. Everything but ``.txt`` and ``.json`` files needs the package `datasets`, which
-            transformer-lens brings.
-        column: Which column or key holds the texts; None for "text", or the only one of strings.
+        source: A file ("~" is your home): ``.txt`` (one text per line, empty lines left out), ``.jsonl`` or ``.json``
+            (a list) of strings or objects, ``.csv`` or ``.parquet``; a folder that ``datasets.save_to_disk`` wrote; or
+            a name, for which a network is needed once: "wikipedia" (wikimedia/wikipedia 20231101.en; the published
+            statistics are of 20200501.en, which is no longer offered) or "pile" (NeelNanda/pile-10k, 10,000 texts of
+            the Pile). A file that exists comes first. Everything but ``.txt`` and ``.json`` files needs the package
+            `datasets`, which transformer-lens brings.
+        column: Which column or key holds the texts; None for "text", or the only one of strings, by the first item in
+            ``.json`` and ``.jsonl`` files. Plain text files have none.
         n_texts: Take so many of them, drawn with ``seed``; None for all.
         seed: Of the draw: the first ``n_texts`` of ``random.Random(seed).shuffle``, the published programs' rule with
             seed 1.
@@ -47,7 +49,11 @@ def read_texts(
         )
     if n_texts is not None and (type(n_texts) is not int or n_texts < 1):
         raise ValueError(f"{OPERATION}: n_texts is {n_texts!r}; expected an integer of at least 1, or None for all.")
-    path = Path(source)
+    if type(seed) is not int:
+        raise ValueError(f"{OPERATION}: seed is {seed!r}; expected an integer; the published programs' is 1.")
+    if source == "":
+        raise ValueError(f"{OPERATION}: source is ''; expected a path, or one of {list(NAMED)}; pass '.' for here.")
+    path = Path(os.path.expanduser(source))
     if path.exists():
         texts = _local(path, column)
     elif str(source) in NAMED:
@@ -115,7 +121,7 @@ def _local(path: Path, column: str | None) -> Sequence[str]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # some programs begin files with a mark, which is no text
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{OPERATION}: {path} cannot be read ({error}); expected a file in UTF-8; convert it."
@@ -123,6 +129,11 @@ def _content(path: Path) -> str:
 
 
 def _lines(path: Path, column: str | None) -> Sequence[str]:
+    if column is not None:
+        raise ValueError(
+            f"{OPERATION}: column is {column!r}, but {path} is a plain text file without columns; expected None; leave "
+            "column out."
+        )
     # Not splitlines, which also ends lines at rare characters within texts.
     return [line for line in _content(path).replace("\r\n", "\n").split("\n") if line.strip()]
 
@@ -144,22 +155,32 @@ def _json(path: Path, column: str | None) -> Sequence[str]:
             f"{OPERATION}: {path} holds a {type(found).__name__}; expected a list of strings or objects; choose the "
             "list within it."
         )
-    return [_text_of(item, column, path) for item in cast(list[object], found)]
+    return _texts_of(cast(list[object], found), column, path)
 
 
-def _text_of(item: object, column: str | None, path: Path) -> str:
-    shown = reprlib.repr(item)
-    if isinstance(item, str):
-        return item
-    row = cast(dict[str, object], item) if isinstance(item, dict) else {}
-    strings = [name for name, value in row.items() if isinstance(value, str)]
-    name = column or ("text" if "text" in strings else strings[0] if len(strings) == 1 else None)
-    if name not in strings:
-        raise ValueError(
-            f"{OPERATION}: an item of {path} is {shown}; expected a string, or an object with a string "
-            f"under {column or 'text'!r} or with a single string; pass column=, the key of the texts."
-        )
-    return cast(str, row[name])
+def _texts_of(items: list[object], column: str | None, path: Path) -> list[str]:
+    """The texts of all items, from one key: the one given, or the one that the first item decides."""
+    first = items[0] if items else None
+    if column is None and isinstance(first, dict):
+        try:
+            column = column_of_row(cast(dict[str, object], first), OPERATION)
+        except ValueError as error:
+            raise _no_text(cast(object, first), 0, column, path) from error
+    texts: list[str] = []
+    for number, item in enumerate(items):
+        text = cast(dict[str, object], item).get(column or "") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            raise _no_text(cast(object, item), number, column, path)
+        texts.append(text)
+    return texts
+
+
+def _no_text(item: object, number: int, column: str | None, path: Path) -> ValueError:
+    wanted = f"under {column!r}" if column else "under 'text' or with a single string"
+    return ValueError(
+        f"{OPERATION}: item {number:,} of {path} (counted from 0) is {reprlib.repr(item)}; expected a string, or an "
+        f"object with a string {wanted}; pass column=, the key of the texts, or take items without a text out."
+    )
 
 
 def _datasets() -> Any:
@@ -206,6 +227,11 @@ def _chosen_column(dataset: Any, column: str | None, source: str) -> Sequence[st
         raise ValueError(
             f"{OPERATION}: {source} has columns {dataset.column_names}, not {column!r}; expected one of them; pass "
             "column=."
+        )
+    if column is not None and not holds_strings(dataset, column):
+        raise ValueError(
+            f"{OPERATION}: the column {column!r} of {source} does not hold strings; expected texts; choose another of "
+            f"{dataset.column_names}."
         )
     return _Column(dataset, column or cast(str, column_of(dataset, OPERATION)))
 

@@ -1,8 +1,11 @@
 """Second moments in files: safetensors of our own, and the published programs' npz."""
 
 import json
+import re
 import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -49,6 +52,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: If the file is not such a one, or is damaged.
     """
     tensors: dict[str, Tensor] = {}
+    if path.is_dir():
+        raise ValueError(
+            f"SecondMoment.load: {path} is a folder; expected a file written by SecondMoment.save; for a folder use "
+            "SecondMoments.load."
+        )
     try:
         with cast(Any, safe_open)(str(path), framework="pt") as file:
             metadata = _metadata(path, file)
@@ -118,7 +126,12 @@ def read_npz(path: Path) -> Published:
     try:
         with np.load(path, allow_pickle=False) as file:
             found: dict[str, Any] = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except (AttributeError, TypeError) as error:
+        # What np.load gives for a .npy file is an array, which is nothing to open.
+        raise ValueError(
+            f"SecondMoment.from_npz: {path} cannot be read (it is a single array, no .npz); {what}; {remedy}."
+        ) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(f"SecondMoment.from_npz: {path} cannot be read ({error}); {what}; {remedy}.") from error
     missing = {"mom2.mom2", "mom2.count"} - found.keys()
     if missing:
@@ -139,20 +152,55 @@ def _wrong(total: Any, count: Any, constructor: str) -> str:
     """What makes the numbers no second moment; "" if nothing."""
     if "SecondMoment" not in constructor:
         return f"mom2 is a {constructor}"
-    if total.ndim != 2 or total.shape[0] != total.shape[1] or not np.issubdtype(total.dtype, np.floating):
+    if (
+        total.ndim != 2
+        or total.shape[0] != total.shape[1]
+        or not total.size
+        or not np.issubdtype(total.dtype, np.floating)
+    ):
         return f"mom2.mom2 is {total.dtype} of shape {list(total.shape)}"
-    if count.ndim != 0 or not np.issubdtype(count.dtype, np.number) or not float(count) >= 1:
-        return f"mom2.count is {count}"
+    real = np.issubdtype(count.dtype, np.integer) or np.issubdtype(count.dtype, np.floating)
+    if count.ndim != 0 or not real or not 1 <= float(count) < np.inf or float(count) != int(count):
+        return f"mom2.count is {count}, no whole number of 1 or more"
     if not np.isfinite(total).all():
         return "mom2.mom2 has numbers that are not finite"
-    scale = float(np.abs(total).max())
-    if (total.diagonal() < 0).any() or float(np.abs(total - total.T).max()) > 1e-3 * scale:
+    if not total.any():
+        return "mom2.mom2 is 0 everywhere"
+    if (total.diagonal() < 0).any() or not _symmetric(total):
         return "mom2.mom2 is not symmetric with a diagonal of 0 or more"
     return ""
 
 
+def _symmetric(total: Any) -> bool:
+    """Whether each number is the one across the diagonal, to 1e-3 of what its row and column allow at most.
+
+    By Cauchy and Schwarz that is the root of the product of the two numbers on the diagonal, so that one large neuron
+    does not hide the others.
+    """
+    sizes = np.sqrt(total.diagonal().astype(np.float64))
+    tiny = 1e-9 * sizes.max()
+    # A few rows at a time, as the matrix may be of some gigabytes.
+    for start in range(0, len(total), 256):
+        rows = slice(start, start + 256)
+        difference = np.abs(total[rows].astype(np.float64) - total[:, rows].T)
+        if (difference > 1e-3 * np.outer(sizes[rows] + tiny, sizes + tiny)).any():
+            return False
+    return True
+
+
+def warn_of_name(path: Path, layer: int) -> None:
+    """Warn if a file's name says another layer, as in ``transformer.h.17.mlp.c_proj_float32_mom2_100000.npz``."""
+    named = re.search(r"(?:^|\.)(?:h|layers|blocks?)\.(\d+)\.", path.name)
+    if named and int(named[1]) != layer:
+        warnings.warn(
+            f"SecondMoment.from_npz: layer is {layer}, and the file is {path.name}; expected the layer in the file's "
+            f"name; pass layer={named[1]} if the name is right.",
+            stacklevel=3,
+        )
+
+
 def write_npz(path: Path, matrix: Float[Tensor, "d_mlp d_mlp"], count: int, sample_size: int | None) -> None:
-    """Write ``C`` as a float32 sum in the published programs' layout.
+    """Write ``C`` as a float32 sum in the published programs' layout; the file is there whole or not at all.
 
     Raises:
         ValueError: If the file cannot be written, or float32 cannot hold the sum.
@@ -169,9 +217,11 @@ def write_npz(path: Path, matrix: Float[Tensor, "d_mlp d_mlp"], count: int, samp
         "mom2.mom2": total.numpy(),
         "sample_size": np.array(NPZ_NONE if sample_size is None else sample_size),
     }
+    half = path.with_name(path.name + ".part")
     try:
-        with path.open("wb") as file:
+        with half.open("wb") as file:
             np.savez(file, **values)
+        half.replace(path)
     except OSError as error:
         raise ValueError(
             f"SecondMoment.to_npz: {path} cannot be written ({error}); expected a path in a folder that exists."

@@ -9,7 +9,10 @@ import torch
 from tl_edit import host
 from tl_edit.host import Model
 from tl_edit.moment import files
-from tl_edit.moment.result import SecondMoment
+from tl_edit.moment.result import SecondMoment, check_ridge
+
+PATTERN = "layer-*.safetensors"
+"""The files in a folder."""
 
 
 class SecondMoments(Mapping[int, SecondMoment]):
@@ -17,6 +20,7 @@ class SecondMoments(Mapping[int, SecondMoment]):
 
     def __init__(self, by_layer: Iterable[SecondMoment]) -> None:
         self._by_layer: dict[int, SecondMoment | Path] = {moment.layer: moment for moment in by_layer}
+        self._ridge: float | None = None
         self._in_use: weakref.WeakValueDictionary[int, SecondMoment] = weakref.WeakValueDictionary()
 
     def __getitem__(self, layer: int) -> SecondMoment:
@@ -32,6 +36,8 @@ class SecondMoments(Mapping[int, SecondMoment]):
         moment = self._in_use.get(layer)
         if moment is None:
             moment = SecondMoment.load(found)
+            if self._ridge is not None and self._ridge != moment.ridge:
+                moment = moment.with_ridge(self._ridge)
             self._in_use[layer] = moment
         return moment
 
@@ -64,11 +70,27 @@ class SecondMoments(Mapping[int, SecondMoment]):
             for layer, d_mlp in widths.items()
         )
 
+    def with_ridge(self, ridge: float) -> "SecondMoments":
+        """The same measurements, solved with another ridge; those in a folder get it when they are asked for.
+
+        Raises:
+            ValueError: If the ridge is not a number of 0 or more.
+        """
+        check_ridge(ridge, "SecondMoments.with_ridge")
+        moments = SecondMoments([])
+        moments._ridge = ridge
+        moments._by_layer = {
+            layer: found.with_ridge(ridge) if isinstance(found, SecondMoment) else found
+            for layer, found in self._by_layer.items()
+        }
+        return moments
+
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None, with_factor: bool = False) -> None:
         """Write one file per layer, ``layer-17.safetensors``; see `SecondMoment.save`.
 
         Raises:
-            ValueError: If a file cannot be written.
+            ValueError: If a file cannot be written, or the folder holds files of other layers, which would be taken for
+                those of this run.
         """
         path = Path(folder)
         try:
@@ -78,6 +100,12 @@ class SecondMoments(Mapping[int, SecondMoment]):
                 f"SecondMoments.save: the folder {path} cannot be made ({error}); expected a path in a folder where "
                 "you may write; choose another."
             ) from error
+        others = sorted({file.name for file in path.glob(PATTERN)} - {f"layer-{layer}.safetensors" for layer in self})
+        if others:
+            raise ValueError(
+                f"SecondMoments.save: {path} holds {others[0]}, of another run; expected a folder with files of layers "
+                f"{list(self)} only; choose another folder."
+            )
         for layer in self:
             self[layer].save(path / f"layer-{layer}.safetensors", dtype=dtype, with_factor=with_factor)
 
@@ -92,7 +120,15 @@ class SecondMoments(Mapping[int, SecondMoment]):
             ValueError: If there are no such files, or one is damaged (its numbers are looked at when it is read).
         """
         path = Path(folder)
-        found = {files.read_layer(file): file for file in sorted(path.glob("layer-*.safetensors"))}
+        found: dict[int, Path] = {}
+        for file in sorted(path.glob(PATTERN)):
+            layer = files.read_layer(file)
+            if layer in found:
+                raise ValueError(
+                    f"SecondMoments.load: {found[layer]} and {file.name} are both of layer {layer}; expected one file "
+                    "for each layer; remove one of them."
+                )
+            found[layer] = file
         if not found:
             raise ValueError(
                 f"SecondMoments.load: {path} holds no files layer-*.safetensors; expected a folder that "

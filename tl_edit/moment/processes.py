@@ -1,7 +1,8 @@
 """Several processes that share the texts: under ``accelerate launch``, ``torchrun``, or a group that the user made."""
 
+import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, cast
@@ -39,6 +40,32 @@ class Processes:
         dist.all_gather(found, tensor.contiguous(), group=self._group)
         return found
 
+    def agree(self, said: Mapping[str, object], operation: str) -> None:
+        """Refuse, in every process, to go on where processes say different things under one of the names.
+
+        Every process must ask with the same names.
+
+        Raises:
+            ValueError: naming what differs, and how, for the first process that differs from the first.
+        """
+        if self.world == 1:
+            return
+        mine = torch.frombuffer(bytearray(json.dumps(said, default=repr).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather(torch.tensor([len(mine)]))]
+        padded = self.gather(torch.nn.functional.pad(mine, (0, max(sizes) - len(mine))))
+        all_said: list[dict[str, object]] = [
+            json.loads(found[:size].numpy().tobytes()) for found, size in zip(padded, sizes, strict=True)
+        ]
+        first = all_said[0]
+        for rank, other in enumerate(all_said):
+            changes = [f"{name} {first[name]} and {other[name]}" for name in first if first[name] != other[name]]
+            if changes:
+                raise ValueError(
+                    f"{operation}: processes 1 and {rank + 1} of {self.world} differ: {', '.join(changes)}; expected "
+                    "the same model, texts and arguments in all of them; give each the same (the texts are shared out "
+                    "here, and not before)."
+                )
+
 
 @contextmanager
 def processes(operation: str) -> Generator[Processes, None, None]:
@@ -53,7 +80,10 @@ def processes(operation: str) -> Generator[Processes, None, None]:
     if dist is None or dist.get_world_size() == 1:
         yield Processes()
         return
-    # Processes are done at different times, and the first to be done waits for the last.
+    # Processes are done at different times, and the first to be done waits for the last, with slow devices or after
+    # a resumption for hours or days, so the time is long. It costs nothing: one that dies closes its connections, which
+    # ends the waiting of the others at once, and one that never comes is noticed while the group is made, which has the
+    # time of the user's group (half an hour).
     group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), group)

@@ -24,7 +24,7 @@ class SecondMoment:
     """``C = E[k k^T]`` of one layer's keys, in float64 (8 ``d_mlp``^2 bytes: 2.1 GB at a width of 16384).
 
     Raises:
-        ValueError: If the ridge is not a number of 0 or more.
+        ValueError: If the matrix is not square, the count below 0, or the ridge not a number of 0 or more.
     """
 
     layer: int
@@ -47,10 +47,21 @@ class SecondMoment:
     """The second moment of one half of the texts, where it was asked for."""
     half_count: int = 0
     """Tokens in that half."""
+    settings: dict[str, Any] | None = None
+    """How it was measured: ``max_tokens``, ``max_length``, ``seed``, ``batch_tokens``, ``split_halves``, ``count_bos``,
+    ``prepend_bos``; ``edits``, those of tl_edit that the model carried, and ``hooks``, where a hook of yours was (""
+    for none), as both change keys. None where it is not known, as in older files."""
 
     def __post_init__(self) -> None:
-        """Refuse a ridge that is none."""
+        """Refuse what is no square matrix, a count below 0, and a ridge that is none."""
         check_ridge(self.ridge, "SecondMoment")
+        if not isinstance(cast(object, self.matrix), Tensor) or self.matrix.ndim != 2 or len({*self.matrix.shape}) != 1:
+            raise ValueError(
+                f"SecondMoment: matrix is of shape {list(getattr(self.matrix, 'shape', []))}; expected a tensor "
+                "[d_mlp d_mlp]; pass the mean of k k^T."
+            )
+        if self.count < 0:
+            raise ValueError(f"SecondMoment: count is {self.count}; expected 0 or more; pass the number of tokens.")
 
     def __repr__(self) -> str:
         what = f"{self.count:,} tokens" if self.count else "identity"
@@ -149,6 +160,8 @@ class SecondMoment:
 
     def convergence(self, keys: Float[Tensor, "key d_mlp"] | None = None) -> Convergence:
         """Whether the tokens were enough, by how far two halves of them agree on ``C^-1 k``.
+
+        With halves it takes at its peak about 8.5 times the bytes of the matrix (18 GB at a width of 16384).
 
         Args:
             keys: Keys to ask for, e.g. those of your requests (``extract_keys_values(...).keys[layer]``); None for
@@ -290,7 +303,14 @@ class SecondMoment:
 
     @classmethod
     def from_npz(
-        cls, path: str | Path, layer: int, *, model: Model | None = None, corpus: str = "", ridge: float = 0.0
+        cls,
+        path: str | Path,
+        layer: int,
+        *,
+        model: Model | None = None,
+        corpus: str = "",
+        ridge: float = 0.0,
+        counts_bos: bool = False,
     ) -> "SecondMoment":
         """Read a file of the published ROME and MEMIT programs, such as those they offer for download.
 
@@ -305,13 +325,15 @@ class SecondMoment:
             model: The model it is for: its width is compared, and its BOS habit warned of.
             corpus: A note of what the texts were.
             ridge: See `SecondMoment.ridge`.
+            counts_bos: Whether keys at a BOS are in it, as they may be in a file that `to_npz` wrote; it does not say.
 
         Raises:
             ValueError: If the file is not of that layout, holds what cannot be a second moment, or does not fit the
                 model.
         """
-        if type(layer) is not int:
-            raise ValueError(f"SecondMoment.from_npz: layer is {layer!r}; expected a number, as in the file's name.")
+        if type(layer) is not int or layer < 0:
+            raise ValueError(f"SecondMoment.from_npz: layer is {layer!r}; expected 0 or more, as in the file's name.")
+        files.warn_of_name(Path(path), layer)
         found = files.read_npz(Path(path))
         moment = cls(
             layer=layer,
@@ -319,11 +341,11 @@ class SecondMoment:
             count=found.n_tokens,
             corpus=corpus,
             ridge=ridge,
-            counts_bos=False,
+            counts_bos=counts_bos,
         )
         if model is not None:
             moment.check_fits(model, "SecondMoment.from_npz")
-            if getattr(model.cfg, "default_prepend_bos", True):
+            if getattr(model.cfg, "default_prepend_bos", True) and not counts_bos:
                 warnings.warn(
                     f"SecondMoment.from_npz: {host.model_name(model)} begins prompts with a BOS, and released files "
                     "were collected without; expected the same for both; edit with prepend_bos=False, or compute the "
@@ -334,6 +356,8 @@ class SecondMoment:
 
     def to_npz(self, path: str | Path, *, sample_size: int | None = None) -> None:
         """Write a file that the published ROME and MEMIT programs read: a sum, in float32, without the ridge.
+
+        The file does not say whether keys at a BOS count; if they do, a `UserWarning` says so.
 
         Args:
             path: The file. The programs look for it under a name of theirs, e.g.
@@ -350,6 +374,12 @@ class SecondMoment:
             )
         if sample_size is not None and type(sample_size) is not int:
             raise ValueError(f"SecondMoment.to_npz: sample_size is {sample_size!r}; expected an integer or None.")
+        if self.counts_bos and (self.provenance is None or self.provenance.prepend_bos):
+            warnings.warn(
+                f"SecondMoment.to_npz: {self!r} counts keys at a BOS, which the file does not say; the published files "
+                "have none; measure with prepend_bos=False, or read it with from_npz(..., counts_bos=True).",
+                stacklevel=2,
+            )
         files.write_npz(Path(path), self.matrix, self.count, sample_size)
 
 

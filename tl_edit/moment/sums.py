@@ -61,10 +61,23 @@ class Sums:
             for gram in grams:
                 gram.flush()
 
-    def results(self, own: Processes) -> dict[int, dict[str, Any]]:
-        """By layer: the fields of a `SecondMoment` that come from all processes' sums, which are used up."""
+    def results(self, own: Processes, emptied: bool) -> dict[int, dict[str, Any]]:
+        """By layer: the fields of a `SecondMoment` that come from all processes' sums, which are used up.
+
+        Args:
+            own: This process.
+            emptied: Whether there was a text of which the settings left nothing.
+
+        Raises:
+            ValueError: If no token was counted.
+        """
         counts = [own.total(gram.count) for gram in next(iter(self.grams.values()))]
         total = sum(counts)
+        if own.total(int(emptied)) and not total:
+            raise ValueError(
+                f"{OPERATION}: the settings leave no tokens to count, though texts have some; expected at least one; "
+                "pass a larger max_length, or count_bos=True."
+            )
         if not total:
             raise ValueError(f"{OPERATION}: texts hold no tokens; expected a sample of ordinary text; pass more of it.")
         self._join_samples(own)

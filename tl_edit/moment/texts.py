@@ -6,6 +6,7 @@ published programs. What can only be iterated is taken as it comes.
 """
 
 import random
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
@@ -19,6 +20,8 @@ from tl_edit.host import Model
 from tl_edit.moment.processes import Processes
 
 OPERATION = "second_moment"
+SPOTS = 64
+"""Texts, evenly spaced, by which processes compare what gives items by number."""
 
 
 @runtime_checkable
@@ -64,6 +67,12 @@ class Texts:
         # A Series of pandas gives items by label otherwise.
         self._given: Any = getattr(given, "iloc", given)
         self.n: int | None = len(cast(Sized, given)) if hasattr(given, "__len__") else None
+        self._unordered = isinstance(given, set | frozenset)
+        self._whole = isinstance(given, list | tuple)
+        self.walked = 0
+        """Items of a stream that were walked past, whichever process they fall to; counted with several processes."""
+        self.chain = ""
+        """Hash of these."""
         self._order: list[int] | None = None
         if self.n is not None and hasattr(self._given, "__getitem__"):
             self._order = list(range(self.n))
@@ -74,21 +83,64 @@ class Texts:
         rank, world = (own.rank, own.world) if own is not None else (0, 1)
         if self._order is not None:
             for number in range(rank, len(self._order), world):
-                yield number, self._text(self._given[self._order[number]])
+                yield number, self._text(number, self._given[self._order[number]])
             return
         for number, item in enumerate(self._given):
+            # Also of items that fall to others, so that all processes take the column of the first row.
+            text = self._text(number, item)
+            if world > 1:
+                self.walked, self.chain = number + 1, chained(self.chain, text)
             if number % world == rank:
-                yield number, self._text(item)
+                yield number, text
 
-    def _text(self, item: object) -> object:
-        """The text of a dataset's row; anything else is as it is."""
+    def place(self, number: int) -> int:
+        """Where the text that is taken as this number stands in what the user gave."""
+        return number if self._order is None else self._order[number]
+
+    def said(self) -> str:
+        """A hash of the texts, as far as it can be known before they are read.
+
+        Of all of a list; of `SPOTS` of what gives items by number, which may have to fetch each; of a stream nothing.
+        """
+        if self.n is None or self._order is None:
+            return "a stream"
+        step = 1 if self._whole else max(1, self.n // SPOTS)
+        found = ""
+        for number in range(0, self.n, step):
+            # Not of the whole row, whose other columns may be shown in another way in each process.
+            found = chained(found, self._text(number, self._given[self._order[number]]))
+        return f"{self.n} with hash {found[:8]}"
+
+    def check_shared(self, own: Processes) -> None:
+        """Refuse, for several processes, what comes in another order in each.
+
+        Raises:
+            ValueError: For sets.
+        """
+        if own.world > 1 and self._unordered:
+            raise ValueError(
+                f"{OPERATION}: texts is a set, in each of {own.world} processes in another order; expected the same "
+                "order in all of them; pass sorted(texts)."
+            )
+
+    def _text(self, number: int, item: object) -> object:
+        """The text of a dataset's row, from the column that the first row decides; anything else is as it is."""
         if not isinstance(item, Mapping):
             return item
         row = cast(Mapping[str, object], item)
-        if self._column is not None:
-            return row[self._column]
-        names = [name for name, value in row.items() if isinstance(value, str)]
-        return row[_chosen(list(row), names, OPERATION)]
+        if self._column is None:
+            first = row if self._order is None else self._given[0]
+            # Lists may hold strings and rows.
+            self._column = column_of_row(
+                cast(Mapping[str, object], first) if isinstance(first, Mapping) else row, OPERATION
+            )
+        if self._column not in row:
+            raise ValueError(
+                f"{OPERATION}: row {self.place(number):,} of the texts (counted from 0) has the columns {list(row)}; "
+                f"expected {self._column!r}, which the first row decided; give every row that column, or pass its "
+                "texts as strings."
+            )
+        return row[self._column]
 
 
 def _check_collection(given: object) -> None:
@@ -117,14 +169,38 @@ def column_of(given: object, operation: str) -> str | None:
     if not isinstance(names, list):
         return None
     features = cast(Mapping[str, Any], getattr(given, "features", None) or {})
-    strings = [name for name in features if getattr(features[name], "dtype", None) in ("string", "large_string")]
-    return _chosen(cast(list[str], names), strings, operation)
+    strings = [name for name in features if holds_strings(given, name)]
+    return _chosen(cast(list[str], names), strings if features else None, operation)
 
 
-def _chosen(names: list[str], strings: list[str], operation: str) -> str:
-    if "text" in names:
+def holds_strings(dataset: object, column: str) -> bool:
+    """Whether a column of a `datasets` dataset holds strings; True where that is not known."""
+    features = cast(Mapping[str, Any], getattr(dataset, "features", None) or {})
+    return column not in features or getattr(features[column], "dtype", None) in ("string", "large_string")
+
+
+def column_of_row(row: Mapping[str, object], operation: str) -> str:
+    """The column of the texts by one row: "text", or the only one whose value is a string or null.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
+    return _chosen(
+        list(row), [name for name, value in row.items() if value is None or isinstance(value, str)], operation
+    )
+
+
+def chained(before: str, text: object) -> str:
+    """The hash of what ``before`` is the hash of, and one more text."""
+    return digest([before, text if isinstance(text, str | Tensor) else repr(text)])
+
+
+def _chosen(names: list[str], strings: list[str] | None, operation: str) -> str:
+    """``strings`` are those of ``names`` that hold strings, None where that is not known."""
+    if "text" in (names if strings is None else strings):
         return "text"
-    if len(strings) != 1:
+    strings = strings or []
+    if "text" in names or len(strings) != 1:
         raise ValueError(
             f"{operation}: the texts have columns {names}, of which {strings} hold strings; expected one named 'text', "
             "or a single one of strings; choose one, e.g. dataset['column'], or read_texts(..., column='column')."
@@ -160,6 +236,8 @@ class Reader:
         """Counted tokens, with ``max_tokens`` those of all processes."""
         self.chain = ""
         """Hash of all texts read so far, in their order."""
+        self.emptied = False
+        """Whether there was a text of which the settings left no token to count."""
         # With max_tokens it matters how many tokens the texts of the others have, so every process reads all.
         self._source = texts(own if max_tokens is None else None)
 
@@ -188,6 +266,7 @@ class Reader:
             self._note(text)
             row = self._row(number, text)
             if row.counted < 1:
+                self.emptied |= len(row.tokens) > 0
                 continue
             self.taken += row.counted
             if self._max_tokens is None or number % self._own.world == self._own.rank:
@@ -195,20 +274,37 @@ class Reader:
 
     def _note(self, text: object) -> None:
         self.read += 1
-        self.chain = digest([self.chain, text if isinstance(text, str | Tensor) else repr(text)])
+        self.chain = chained(self.chain, text)
 
     def _row(self, number: int, text: object) -> Row:
         """The tokens, cut at the context and at ``max_tokens``."""
         bos = getattr(self._model.tokenizer, "bos_token_id", None)
-        if isinstance(text, str):
-            ids = self._model.to_tokens(text, prepend_bos=self._prepend_bos, truncate=False)[0].to("cpu", torch.long)
-            if len(ids) == int(self._prepend_bos):
-                ids = ids[:0]
-        else:
-            ids = _checked_ids(self._model, text)
+        place = f"text {self._texts.place(number):,} (counted from 0)"
+        ids = self._tokenised(text, place) if isinstance(text, str) else _checked_ids(self._model, text, place)
         skipped = int(not self._count_bos and len(ids) > 0 and int(ids[0]) == bos)
         left = len(ids) if self._max_tokens is None else self._max_tokens - self.taken + skipped
         return Row(number, ids[: min(self._max_length, left)], skipped)
+
+    def _tokenised(self, text: str, place: str) -> Int[Tensor, " _"]:
+        """Token ids of a string; none where there is nothing but a BOS."""
+        tokens.resolve_bos(self._model, self._prepend_bos)
+        try:
+            ids = self._model.to_tokens(text, prepend_bos=self._prepend_bos, truncate=False)[0].to("cpu", torch.long)
+        except (UnicodeError, TypeError) as error:  # which of them depends on the tokenizer
+            raise ValueError(
+                f"{OPERATION}: {place} cannot be tokenised ({error}); expected text that UTF-8 can hold; repair it, "
+                "e.g. text.encode('utf-8', 'replace').decode()."
+            ) from error
+        return ids[:0] if len(ids) == int(self._prepend_bos) else ids
+
+    def walked(self) -> dict[str, object]:
+        """What must be equal in all processes at the end: how many texts they walked past, and their hash.
+
+        Where each process reads its own texts only, there is nothing to compare but what `Texts.said` says before.
+        """
+        if self._max_tokens is not None:
+            return {"texts read": self.read, "hash of the texts": self.chain}
+        return {"texts read": self._texts.walked, "hash of the texts": self._texts.chain}
 
     def share(self) -> float | None:
         """The share of its texts that this process has read; None where their number is not known."""
@@ -227,20 +323,25 @@ class Reader:
         return self.read == read and self.chain == chain
 
 
-def _checked_ids(model: Model, ids: object) -> Int[Tensor, " _"]:
+def _checked_ids(model: Model, ids: object, place: str) -> Int[Tensor, " _"]:
     """Token ids of one text, on the CPU."""
-    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    if not isinstance(ids, Tensor) or not whole or ids.ndim != 1:
-        found = f"a tensor of {ids.dtype}, shape {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+    if not isinstance(ids, Tensor):
         raise ValueError(
-            f"{OPERATION}: texts hold {found}; expected strings, or one-dimensional tensors of token ids; pass the "
-            "rows of a token matrix one by one, without their padding."
+            f"{OPERATION}: {place} is {reprlib.repr(ids)} of type {type(ids).__name__}; expected a string, or a "
+            "one-dimensional tensor of token ids; leave texts out that are missing, and convert others, e.g. with "
+            "torch.tensor(ids)."
+        )
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    if not whole or ids.ndim != 1:
+        raise ValueError(
+            f"{OPERATION}: {place} is a tensor of {ids.dtype}, shape {list(ids.shape)}; expected strings, or "
+            "one-dimensional tensors of token ids; pass the rows of a token matrix one by one, without their padding."
         )
     row = ids.to("cpu", torch.long)
     size = int(model.cfg.d_vocab)
     if len(row) and not 0 <= int(row.min()) <= int(row.max()) < size:
         raise ValueError(
-            f"{OPERATION}: texts hold token ids from {int(row.min())} to {int(row.max())}; {host.model_name(model)} "
+            f"{OPERATION}: {place} holds token ids from {int(row.min())} to {int(row.max())}; {host.model_name(model)} "
             f"has ids 0 to {size - 1}; tokenise with the model's own tokenizer (model.to_tokens)."
         )
     return row
