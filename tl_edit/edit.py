@@ -312,6 +312,14 @@ def _ledger(model: Model) -> _Ledger:
     return ledger
 
 
+def plus(weight: Tensor, delta: LowRank) -> Tensor:
+    """``weight`` plus a change, summed in float64 and rounded once to its dtype; on the CPU.
+
+    So every device rounds alike; not all have float64.
+    """
+    return (weight.to("cpu", torch.float64) + delta.matrix).to(weight.dtype)
+
+
 def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
     """``base`` plus the edits of ``layer`` in order, each rounded once, as applying them one by one does.
 
@@ -322,8 +330,7 @@ def _edited(base: Tensor, layer: int, edits: Sequence[Edit]) -> Tensor:
     for edit in edits:
         delta = edit.deltas.get(layer)
         if delta is not None:
-            # On the CPU, so that every device rounds alike; not all have float64.
-            weight = (weight.to("cpu", torch.float64) + delta.matrix).to(base.dtype)
+            weight = plus(weight, delta)
     if not torch.isfinite(weight).all():
         raise ValueError(
             f"applying an edit: W_out of layer {layer} would not be finite in {base.dtype}; expected finite weights; "

@@ -1,9 +1,9 @@
 """Speed of edits against the published programs' way: ``python tests/benchmarks/edits.py``.
 
 The published way is `oracles/values.py`: one request at a time, every pass through the whole model, logits at every
-position. A model of GPT-2 small's size with random weights. It takes some ten minutes on two cores; compare the ratios,
-not the seconds. Seconds are of the CPU (all threads), ours and the others in turn, in one process. ``--quick`` only
-shows that the benchmark works.
+position. A model of GPT-2 small's size with random weights. With ``--repeats 1`` it takes a quarter of an hour for each
+interface, on two cores; compare the ratios, not the seconds. Seconds are of the CPU (all threads), ours and the others
+in turn, in one process. ``--quick`` only shows that the benchmark works.
 """
 
 import os

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
 from tl_edit.arguments import as_moments, moment_of, warn_of_bos
-from tl_edit.edit import Edit, LowRank, check_untouched
+from tl_edit.edit import Edit, LowRank, check_untouched, plus
 from tl_edit.forward import length
 from tl_edit.host import Model
 from tl_edit.memit.requests import Asked, Conflicts, Contexts, distinct
@@ -23,6 +23,7 @@ from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_requests
 from tl_edit.values import OptimizedValue, Site, optimize_values
+from tl_edit.values.plain import site_name
 
 Keys = Float[Tensor, "request d_mlp"]
 Residuals = Float[Tensor, "request d_model"]
@@ -145,7 +146,7 @@ def spread(
     found = _values(method, model, asked, config, contexts, bos, call)
     _warn_of_failures(operation, asked, found)
     goals = torch.stack([value.v_star.to("cpu", torch.float64) for value in found])
-    site = _site_name(model, method.sites[0], layers[-1])
+    site = site_name(model, method.sites[0], layers[-1])
     deltas: dict[int, LowRank] = {}
     notes: dict[str, dict[int, float]] = {}
     after: dict[int, Keys] = {}
@@ -194,14 +195,14 @@ def _provisional(model: Model) -> Generator[Callable[[int, LowRank], None], None
 
     def write(layer: int, delta: LowRank) -> None:
         before = host.w_out(model, layer).clone()
-        new = before.to("cpu", torch.float64) + delta.matrix
-        if not torch.isfinite(new.to(before.dtype)).all():
+        new = plus(before, delta)
+        if not torch.isfinite(new).all():
             raise ValueError(
                 f"computing an edit: W_out of layer {layer} would not be finite in {before.dtype}; expected finite "
                 "weights; raise the weight of what is to be kept, or load the model in bfloat16 or float32."
             )
         befores[layer] = before
-        host.write_w_out(model, layer, new.to(before.dtype))
+        host.write_w_out(model, layer, new)
 
     try:
         yield write
@@ -251,10 +252,6 @@ def _values(
         max_rows=call.max_rows,
         progress=call.progress,
     )
-
-
-def _site_name(model: Model, site: Site, layer: int) -> str:
-    return host.value_name(model, layer) if site == "value" else host.resid_post_name(layer)
 
 
 def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Sequence[OptimizedValue]) -> None:

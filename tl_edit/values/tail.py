@@ -220,7 +220,7 @@ class RaggedTail(TailEngine):
             only = packed.reads if layer == self.depth - 1 and not own else None
             block, past = self.ragged.layer(layer), packed.pasts[layer - self.first]
             states = block(states, packed.layout, past, only=only, touch=touch if own else None)
-        if len(states) != len(packed.reads) or self.first == self.depth or self.layer == self.depth - 1:
+        if self.layer == self.depth - 1:  # then no block was asked for the reads alone
             states = states[packed.reads]
         return self.blocks.unembed(states[None])[0]
 
