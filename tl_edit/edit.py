@@ -12,14 +12,13 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import host
+from tl_edit import host, show
 from tl_edit.digest import digest
 from tl_edit.host import Model, Provenance
 from tl_edit.request import EditRequest
@@ -190,12 +189,7 @@ class Edit:
             rows.append(("", f"and {len(self.requests) - 5} more"))
         rows += [(name, text) for name, value in self.diagnostics.items() if (text := _shown(value))]
         rows.append(("model", f"{self.provenance.model_name} ({self.provenance.dtype})"))
-        cells = "".join(
-            f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
-            f'<td style="text-align:left;padding:2px 0">{escape(value)}</td></tr>'
-            for name, value in rows
-        )
-        return f'<table style="border-collapse:collapse">{cells}</table>'
+        return show.table(rows)
 
 
 def _shown(value: object) -> str:

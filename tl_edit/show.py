@@ -34,6 +34,16 @@ def extra(package: str, operation: str) -> Any:
         raise ImportError(f"{operation} needs {name}, which is not installed; run {EXTRAS[name]}.") from error
 
 
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """An HTML table of names and what stands beside them."""
+    cells = "".join(
+        f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
+        f'<td style="text-align:left;padding:2px 0">{escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return f'<table style="border-collapse:collapse">{cells}</table>'
+
+
 def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Float[Tensor, "..."]]) -> Any:
     """A pandas frame of labelled arrays with the same axes: one row for each entry, one column for each axis and array.
 

@@ -28,15 +28,15 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     return tiny_tokenizers.round_trip(transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
-def build(interface: str, depth: int, words: Sequence[str]) -> Any:
-    """A model of GPT-2 small's size, but for the depth."""
+def build(interface: str, depth: int, words: Sequence[str] = (), *, context: int = 64) -> Any:
+    """A model of GPT-2 small's size, but for the depth and the context."""
     torch.manual_seed(0)
     model_class, tokenizer = tiny_models.interfaces()[interface], word_tokenizer(words)
     if interface == HOOKED:
         sizes = {"n_layers": depth, "d_model": WIDTH, "n_heads": HEADS, "d_head": WIDTH // HEADS, "d_mlp": 4 * WIDTH}
         kinds = {"act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu"}
-        return model_class(sizes | kinds | {"d_vocab": VOCABULARY, "n_ctx": 64}, tokenizer=tokenizer).eval()
-    sizes = {"n_layer": depth, "n_embd": WIDTH, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": 64}
+        return model_class(sizes | kinds | {"d_vocab": VOCABULARY, "n_ctx": context}, tokenizer=tokenizer).eval()
+    sizes = {"n_layer": depth, "n_embd": WIDTH, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": context}
     hf_config = transformers.GPT2Config(**sizes, attn_implementation="eager", architectures=["GPT2LMHeadModel"])
     hf_model = transformers.GPT2LMHeadModel(hf_config).eval()
     return model_class.boot_transformers("bench", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
@@ -49,8 +49,9 @@ def timed(run: Any, *args: Any) -> tuple[float, Any]:
     return time.process_time() - begin, result
 
 
-def gemm_peak() -> float:
+def gemm_peak(rows: int = 512) -> float:
     """GFLOP per CPU second of a product as large as those of an MLP."""
-    left, right = torch.randn(512, WIDTH), torch.randn(WIDTH, 4 * WIDTH)
+    left, right = torch.randn(rows, WIDTH), torch.randn(WIDTH, 4 * WIDTH)
     left @ right  # once before it is timed
-    return 16 * 2e-9 * 512 * 4 * WIDTH**2 / timed(lambda: [left @ right for _ in range(16)])[0]
+    times = max(8, 8192 // rows)
+    return times * 2e-9 * rows * 4 * WIDTH**2 / timed(lambda: [left @ right for _ in range(times)])[0]

@@ -14,7 +14,6 @@ import argparse
 import random
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,32 +22,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
-import tiny_tokenizers
 import torch
-import transformers
+from gpt2_small import VOCABULARY, WIDTH, build, gemm_peak, timed
 
 from tl_edit import second_moment
 from tl_edit.host import installed_version, key_name
 
-HOOKED = tiny_models.HOOKED_TRANSFORMER
-WIDTH, D_MLP, HEADS, VOCABULARY, CONTEXT, GROUP = 768, 3072, 12, 50257, 1024, 100
+D_MLP, CONTEXT, GROUP = 4 * WIDTH, 1024, 100
 BATCH_TOKENS = 4096
 LAYERS = (3, 4, 5, 6, 7)
 TOLERANCE = 1e-5
-
-
-def build(interface: str, depth: int) -> Any:
-    """A model of GPT-2 small's size, but for the depth."""
-    torch.manual_seed(0)
-    model_class, tokenizer = tiny_models.interfaces()[interface], tiny_tokenizers.byte_level()
-    if interface == HOOKED:
-        sizes = {"n_layers": depth, "d_model": WIDTH, "n_heads": HEADS, "d_head": WIDTH // HEADS, "d_mlp": D_MLP}
-        kinds = {"act_fn": "gelu_new", "normalization_type": "LN", "device": "cpu"}
-        return model_class(sizes | kinds | {"d_vocab": VOCABULARY, "n_ctx": CONTEXT}, tokenizer=tokenizer).eval()
-    sizes = {"n_layer": depth, "n_embd": WIDTH, "n_head": HEADS, "vocab_size": VOCABULARY, "n_positions": CONTEXT}
-    hf_config = transformers.GPT2Config(**sizes, attn_implementation="eager", architectures=["GPT2LMHeadModel"])
-    hf_model = transformers.GPT2LMHeadModel(hf_config).eval()
-    return model_class.boot_transformers("bench", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
 
 
 def texts(n_tokens: int) -> list[torch.Tensor]:
@@ -128,19 +111,6 @@ def gflop(rows: list[torch.Tensor], layers: tuple[int, ...], way: Any) -> float:
     return (per_block * blocks + gram) / 1e9
 
 
-def timed(run: Any, *args: Any) -> tuple[float, Any]:
-    begin = time.process_time()
-    result = run(*args)
-    return time.process_time() - begin, result
-
-
-def gemm_peak() -> float:
-    """GFLOP per CPU second of a product as large as those of an MLP."""
-    left, right = torch.randn(2048, WIDTH), torch.randn(WIDTH, D_MLP)
-    left @ right  # once before it is timed
-    return 8 * 2e-9 * 2048 * WIDTH * D_MLP / timed(lambda: [left @ right for _ in range(8)])[0]
-
-
 def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -160,14 +130,14 @@ def main() -> None:
     print("|---|---|" + "---:|" * 4, flush=True)
     worst = 0.0
     for interface in tiny_models.interfaces():
-        model = build(interface, depth)
+        model = build(interface, depth, context=CONTEXT)
         model.run_with_cache(rows[0][None, :16], stop_at_layer=1)  # once before it is timed
         runs: list[dict[Any, float]] = []
         for _ in range(repeats):
             times, found = {}, {}
             for way in (ours, pass_per_layer, run_with_cache):
                 times[way], found[way] = timed(way, model, rows, layers)
-            runs.append(times | {"peak": gemm_peak()})
+            runs.append(times | {"peak": gemm_peak(2048)})
         peak = statistics.median(run["peak"] for run in runs)
         for way in (ours, pass_per_layer, run_with_cache):
             seconds = statistics.median(run[way] for run in runs)

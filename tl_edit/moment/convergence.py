@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_edit import show
 from tl_edit.forward import length
 
 FEW, ENOUGH = 0.5, 0.9
@@ -81,12 +81,7 @@ class Convergence:
 
     def _repr_html_(self) -> str:
         """A small table."""
-        cells = "".join(
-            f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
-            f'<td style="text-align:left;padding:2px 0">{escape(value)}</td></tr>'
-            for name, value in [("layer", str(self.layer)), *self._rows()]
-        )
-        return f'<table style="border-collapse:collapse">{cells}</table>'
+        return show.table([("layer", str(self.layer)), *self._rows()])
 
 
 def largest_eigenvalue(
