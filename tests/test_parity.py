@@ -88,7 +88,7 @@ MEMIT_TOLERANCE = {0: TOLERANCE, 1: 1e-6}
 @pytest.mark.filterwarnings("ignore:memit_edit. for .* requests no value was found:UserWarning")
 def test_memit(golden, golden_model, golden_moments):
     edit = golden_memit(golden, golden_model, golden_moments)
-    assert edit.layers == (0, 1)
+    assert tuple(edit.deltas) == (0, 1)
     for layer, delta in edit.deltas.items():
         assert relative(delta.left, golden.memit_tensors[f"blocks.{layer}.adj_k"]) < MEMIT_TOLERANCE[layer]
         assert relative(delta.right.T, golden.memit_tensors[f"blocks.{layer}.resid"]) < MEMIT_TOLERANCE[layer]

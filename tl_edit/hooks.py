@@ -164,25 +164,34 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
             "expected [batch, pos, ...], with the sequence as axis 1; choose another hook point, or write a hook of "
             "your own for patterns."
         )
+    return inside(act.shape[1], positions, what)
+
+
+def inside(size: int, positions: Any, what: str, axis: str = "a sequence of {} tokens") -> list[int]:
+    """Positions along an axis of this size, counted from 0; refuses those outside of it.
+
+    Raises:
+        ValueError: saying ``what`` they are for; ``axis`` describes the axis.
+    """
     if isinstance(positions, tuple):
         raise ValueError(
             f"{what}: positions are the tuple {positions}, which could mean a span or single positions; write "
             f"slice(*{positions}) for the span, or list({positions}) for the positions."
         )
-    length = act.shape[1]
     if isinstance(positions, slice):
-        bounds = [bound for bound in (positions.start, positions.stop) if bound is not None]
-        outside = [bound for bound in bounds if not -length <= bound <= length]
-        listed = range(length)[positions]
+        ends = cast(tuple[int | None, int | None], (positions.start, positions.stop))
+        bounds = [bound for bound in ends if bound is not None]
+        outside = [bound for bound in bounds if not -size <= bound <= size]
+        listed: Sequence[int] = range(size)[positions]
     else:
         listed = _integers(positions, what)
-        outside = [position for position in listed if not -length <= position < length]
+        outside = [position for position in listed if not -size <= position < size]
     if outside:
         raise ValueError(
-            f"{what}: position {outside[0]} is outside a sequence of {length} tokens; expected 0 to "
-            f"{length - 1}; was the subject located in another prompt, or without its BOS?"
+            f"{what}: position {outside[0]} is outside {axis.format(size)}; expected 0 to {size - 1}; was the subject "
+            "located in another prompt, or without its BOS?"
         )
-    return [position % length for position in listed]
+    return [position % size for position in listed]
 
 
 def _bounds(span: Any) -> list[int]:

@@ -184,6 +184,35 @@ def value_name(model: Model, layer: int) -> str:
     raise ValueError(_no_dense_w_out(layer))
 
 
+@dataclass(frozen=True)
+class ValueSite:
+    """Hook points where something can be added to the raw output of ``W_out``, in any run of the user's."""
+
+    value: str
+    """Where the raw output is seen, or what it is after division by the norm that follows it."""
+    divisor: str | None = None
+    """Where that norm's divisor is seen; None where the raw output is."""
+    eps: float = 0.0
+    """What that norm adds to the mean square."""
+    centred: bool = False
+    """Whether that norm takes off the mean, as LayerNorm does and RMSNorm does not."""
+
+
+def value_site(model: Model, layer: int) -> ValueSite:
+    """The hook points of a layer's value; like `value_name`, but always hook points.
+
+    A HookedTransformer that normalises the MLP output (Gemma 2 and 3) has none for the raw output. Its norm shows the
+    divisor and the quotient, whose product it is.
+    """
+    name = value_name(model, layer)
+    if name != f"blocks.{layer}.mlp":
+        return ValueSite(name)
+    norm = model.blocks[layer].ln2_post
+    centred = type(norm).__name__.startswith("LayerNorm")
+    prefix = f"blocks.{layer}.ln2_post"
+    return ValueSite(f"{prefix}.hook_normalized", f"{prefix}.hook_scale", float(norm.eps), centred)
+
+
 # --- guards --------------------------------------------------------------------------------------------
 
 

@@ -245,13 +245,16 @@ def rome_edit(
     update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
     diagnostics = _diagnostics(model, moment, update, key, read, found)
     _guard(operation, request, config, diagnostics)
-    edit = Edit(
+    edit = Edit.of(
+        model,
+        {at: update},
         method=config.variant,
-        deltas={at: update},
         requests=(request,),
         config=config,
-        provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
+        prepend_bos=bos,
+        seed=config.seed,
         diagnostics=diagnostics | {"prefixes": templates},
+        statistics={at: repr(moment)},
     )
     return edit.apply(model) if apply else edit
 

@@ -97,7 +97,7 @@ def test_targets_become_likelier_and_undo_is_exact_in_every_family(setting):
     unedited = probability()
     edit = edit_of(model, moments, config=replace(CONFIG, v_num_grad_steps=15, clamp_norm_factor=2.0))
     assert edit.method == "MEMIT"
-    assert edit.layers == (0, 1)
+    assert tuple(edit.deltas) == (0, 1)
     assert float((probability() - unedited).mean()) > 0.1
     edit.undo(model)
     assert same(model, before)

@@ -10,8 +10,7 @@ import tiny_tokenizers
 import torch
 from safetensors.torch import save_file
 
-from tl_edit import SecondMoment, SecondMoments, second_moment
-from tl_edit.moment import files
+from tl_edit import SecondMoment, SecondMoments, archive, second_moment
 
 TEXTS = [*tiny_tokenizers.CORPUS, "Rome."]
 
@@ -93,7 +92,7 @@ def test_runs_are_not_mixed_in_a_folder(moments, tmp_path):
     moments[0].save(tmp_path / "layer-5.safetensors")
     with pytest.raises(ValueError, match=r"layer-0.safetensors and layer-5.safetensors are both of layer 0; .*remove"):
         SecondMoments.load(tmp_path)
-    with pytest.raises(ValueError, match=r"is a folder; .*use SecondMoments.load"):
+    with pytest.raises(ValueError, match=r"it is a folder.*is for SecondMoments.load"):
         SecondMoment.load(tmp_path)
 
 
@@ -111,12 +110,12 @@ def test_all_layers_get_a_ridge(moments, tmp_path):
 
 
 def test_files_without_settings_load(moments, tmp_path, monkeypatch):
-    write = files.write
+    write = archive.write
 
-    def older(path, tensors, plain):
-        write(path, tensors, {name: value for name, value in plain.items() if name != "settings"})
+    def older(path, kind, tensors, plain):
+        write(path, kind, tensors, {name: value for name, value in plain.items() if name != "settings"})
 
-    monkeypatch.setattr(files, "write", older)
+    monkeypatch.setattr(archive, "write", older)
     moments[2].save(tmp_path / "moment")
     found = SecondMoment.load(tmp_path / "moment")
     assert found.settings is None

@@ -150,6 +150,7 @@ def spread(
     deltas: dict[int, LowRank] = {}
     notes: dict[str, dict[int, float]] = {}
     after: dict[int, Keys] = {}
+    statistics: dict[int, str] = {}
     with _provisional(model) as write, tqdm(layers, desc="layers", disable=not call.progress) as bar:
         for left, layer in zip(range(len(layers), 0, -1), bar, strict=False):
             keys, now = prompts.read(model, host.key_name(layer), site)
@@ -159,18 +160,22 @@ def spread(
             own |= _distances(goals, now) | _sizes(model, moment, keys, deltas[layer])
             for name, number in own.items():
                 notes.setdefault(name, {})[layer] = number
+            statistics[layer] = repr(moment)
             write(layer, deltas[layer])
             del moment  # so that one that was read for this layer goes before the next is read
         if keys_after:
             after = {layer: prompts.read(model, host.key_name(layer), host.key_name(layer))[0] for layer in layers}
     diagnostics: dict[str, Any] = {**notes, **_of_values(found), "prefixes": contexts.templates, "dropped": dropped}
-    edit = Edit(
+    edit = Edit.of(
+        model,
+        deltas,
         method=method.name,
-        deltas=deltas,
         requests=asked,
         config=config,
-        provenance=host.provenance(model, prepend_bos=bos, seed=config.seed),
+        prepend_bos=bos,
+        seed=config.seed,
         diagnostics=diagnostics,
+        statistics=statistics,
     )
     return Spread(edit=edit, keys_after=after)
 

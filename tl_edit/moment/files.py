@@ -1,75 +1,29 @@
-"""Second moments in files: safetensors of our own, and the published programs' npz."""
+"""Second moments in files: which are ours, and the published programs' npz."""
 
-import json
 import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from tl_edit.digest import digest
+from tl_edit import archive
 
-SCHEMA = "tl_edit second moment 1"
+KIND = archive.Kind(
+    owner="SecondMoment",
+    schema="tl_edit second moment 2",
+    remedy="compute the moment again, or restore the file; files of the published programs are for "
+    "SecondMoment.from_npz; a folder of them is for SecondMoments.load",
+)
 NPZ_NONE = struct.unpack(">d", struct.pack(">Q", 0xFFF8000000000002))[0]
 """What the published programs write for None: a NaN with these bits."""
 NPZ_CONSTRUCTOR = "util.runningstats.SecondMoment()"
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> None:
-    """Write tensors, plain values as JSON, and a hash of both; the file is there whole or not at all.
-
-    Raises:
-        ValueError: If it cannot be written.
-    """
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    said = json.dumps(plain)
-    half = path.with_name(path.name + ".part")
-    try:
-        metadata = {"schema": SCHEMA, "moment": said, "digest": _digest(ready, said)}
-        save_file(ready, str(half), metadata=metadata)
-        half.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"SecondMoment.save: {path} cannot be written ({error}); expected a path in a folder that exists, and "
-            "enough space."
-        ) from error
-
-
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and plain values that `write` wrote.
-
-    Raises:
-        ValueError: If the file is not such a one, or is damaged.
-    """
-    tensors: dict[str, Tensor] = {}
-    if path.is_dir():
-        raise ValueError(
-            f"SecondMoment.load: {path} is a folder; expected a file written by SecondMoment.save; for a folder use "
-            "SecondMoments.load."
-        )
-    try:
-        with cast(Any, safe_open)(str(path), framework="pt") as file:
-            metadata = _metadata(path, file)
-            for name in list(file.keys()):
-                tensors[name] = file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, str(error)) from error
-    if metadata.get("digest") != _digest(tensors, metadata["moment"]):
-        raise _unreadable(path, "its content is not what was written")
-    try:
-        return tensors, cast(dict[str, Any], json.loads(metadata["moment"]))
-    except ValueError as error:
-        raise _unreadable(path, str(error)) from error
 
 
 def read_layer(path: Path) -> int:
@@ -78,32 +32,10 @@ def read_layer(path: Path) -> int:
     Raises:
         ValueError: If the file is not one of ours.
     """
-    try:
-        with cast(Any, safe_open)(str(path), framework="pt") as file:
-            return int(json.loads(_metadata(path, file)["moment"])["layer"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        if str(error).startswith("SecondMoment.load"):
-            raise
-        raise _unreadable(path, str(error)) from error
-
-
-def _metadata(path: Path, file: Any) -> dict[str, str]:
-    metadata: dict[str, str] = file.metadata() or {}
-    if metadata.get("schema") != SCHEMA or "moment" not in metadata:
-        raise _unreadable(path, f"schema {metadata.get('schema')!r}")
-    return metadata
-
-
-def _digest(tensors: Mapping[str, Tensor], said: str) -> str:
-    ordered = [part for name in sorted(tensors) for part in (name, str(tensors[name].dtype), tensors[name])]
-    return digest([said, *ordered])
-
-
-def _unreadable(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"SecondMoment.load: {path} cannot be read ({reason}); expected a file written by SecondMoment.save; compute "
-        "the moment again, or restore the file; files of the published programs are for SecondMoment.from_npz."
-    )
+    layer = archive.read_plain(path, KIND).get("layer")
+    if type(layer) is not int:
+        raise archive.unreadable(path, KIND, f"its layer is {layer!r}")
+    return layer
 
 
 class Published(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import host
+from tl_edit import archive, host
 from tl_edit.attach import foreign_hook
 from tl_edit.edit import applied_edits
 from tl_edit.host import Model, Provenance
@@ -275,7 +275,7 @@ class SecondMoment:
             tensors[name] = tensors[name].to(dtype or torch.float64)
         if with_factor:
             tensors["cholesky"] = self.cholesky
-        files.write(Path(path), tensors, plain)
+        archive.write(Path(path), files.KIND, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "SecondMoment":
@@ -284,7 +284,7 @@ class SecondMoment:
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        tensors, plain = files.read(Path(path))
+        tensors, plain = archive.read(Path(path), files.KIND)
         factor = tensors.pop("cholesky", None)
         for name in {"matrix", "half_matrix"} & tensors.keys():
             tensors[name] = tensors[name].double()

@@ -1,21 +1,18 @@
 """`CausalTrace`: what one trace measured, kept apart from how."""
 
-import json
 import reprlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from tl_edit import show
+from tl_edit import archive, show
 from tl_edit.host import Provenance
 from tl_edit.trace.plan import Kind, Measure, Severed
 
-SCHEMA = "tl_edit causal trace 1"
+FILE = archive.Kind(owner="CausalTrace", schema="tl_edit causal trace 2", remedy="trace again, or restore the file")
 
 KIND_NAMES: dict[Kind, str] = {
     "resid_post": "block output",
@@ -128,12 +125,7 @@ class CausalTrace:
         tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         plain["provenance"] = asdict(self.provenance)
-        try:
-            save_file(tensors, str(path), metadata={"schema": SCHEMA, "trace": json.dumps(plain)})
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"CausalTrace.save: {path} cannot be written ({error}); expected a path in a folder that exists."
-            ) from error
+        archive.write(Path(path), FILE, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "CausalTrace":
@@ -142,29 +134,20 @@ class CausalTrace:
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        expected = "expected a file written by CausalTrace.save; trace again, or restore the file."
+        tensors, plain = archive.read(Path(path), FILE)
         try:
-            with cast(Any, safe_open)(str(path), framework="pt") as file:
-                metadata: dict[str, str] = file.metadata() or {}
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in list(file.keys())}
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"CausalTrace.load: {path} cannot be read ({error}); {expected}") from error
-        if metadata.get("schema") != SCHEMA:
-            raise ValueError(f"CausalTrace.load: {path} has schema {metadata.get('schema')!r}; {expected}")
-        try:
-            plain: dict[str, Any] = json.loads(metadata["trace"])
             provenance = Provenance(**plain.pop("provenance"))
             lists: dict[str, Any] = {
                 name: tuple(cast(list[Any], value)) for name, value in plain.items() if isinstance(value, list)
             }
-            trace = cls(**(plain | lists | tensors), provenance=provenance)
+            trace = cls(**cast(Any, plain | lists | tensors), provenance=provenance)
             shape = (len(trace.kinds), len(trace.layers), len(trace.positions))
             samples = [trace.restored_samples[..., 0]] if trace.restored_samples is not None else []
             fits = all(tuple(table.shape) == shape for table in (trace.restored, trace.restored_prob, *samples))
         except Exception as error:  # whatever is wrong with it
-            raise ValueError(f"CausalTrace.load: {path} is damaged ({error}); {expected}") from error
+            raise archive.unreadable(Path(path), FILE, f"it is damaged: {error}") from error
         if not fits:
-            raise ValueError(f"CausalTrace.load: {path} is damaged (its tables are not {list(shape)}); {expected}")
+            raise archive.unreadable(Path(path), FILE, f"it is damaged: its tables are not {list(shape)}")
         return trace
 
     # --- pictures ----------------------------------------------------------------------------------

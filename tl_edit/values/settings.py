@@ -4,13 +4,15 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from tl_edit.settings import Settings
+
 Site = Literal["value", "resid_post", "attn_out"]
 """What the search adds to, at the lookup position: the raw output of ``W_out`` (ROME's v*), the block output (MEMIT's
 z*), or the output of attention (PMET, together with the value)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueSearch:
+class ValueSearch(Settings):
     """Settings of the search; the names are those of the published configuration files."""
 
     v_lr: float = 0.5

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from tl_edit import Edit, EditRequest, LowRank, applied_edits, forget_edits, host
-from tl_edit.edit import _ledger
+from tl_edit.edit.ledger import ledger_of
 
 CASES = tiny_models.available_cases(("gpt2", "llama", "gemma2"))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -102,7 +102,7 @@ def test_three_edits_are_removed_in_any_order(order):
             edit.apply(reference)
         assert same(weights(model), weights(reference))
     assert same(weights(model), base)
-    assert not _ledger(model).layers, "the kept base is let go with the last edit"
+    assert not ledger_of(model).layers, "the kept base is let go with the last edit"
 
 
 def test_on_undoes_after_an_exception(model):
@@ -292,6 +292,9 @@ def test_an_edit_too_small_for_the_dtype_is_applied_all_the_same():
     assert not edit.is_applied(model)
 
 
+FILES = ("tl_edit/edit/edit.py", "tl_edit/edit/ledger.py", "tl_edit/host.py")
+
+
 class Interrupts:
     """Raises KeyboardInterrupt once, at the n-th line that runs in some of our files, as Ctrl-C may."""
 
@@ -326,7 +329,10 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(action):
         first.apply(model)
         if action == "undo":
             second.apply(model)
-        with contextlib.suppress(KeyboardInterrupt), Interrupts(n, "tl_edit/edit.py", "tl_edit/host.py") as interrupts:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            Interrupts(n, *FILES) as interrupts,
+        ):
             if action == "on":
                 with second.on(model):
                     pass

@@ -1,0 +1,18 @@
+"""An edit and its life: on a model, as hooks, in a file, and what it moves elsewhere."""
+
+from tl_edit.edit.base import Base
+from tl_edit.edit.collateral import Collateral
+from tl_edit.edit.edit import Edit, applied_edits
+from tl_edit.edit.ledger import check_untouched, forget_edits
+from tl_edit.edit.low_rank import LowRank, plus
+
+__all__ = [
+    "Base",
+    "Collateral",
+    "Edit",
+    "LowRank",
+    "applied_edits",
+    "check_untouched",
+    "forget_edits",
+    "plus",
+]

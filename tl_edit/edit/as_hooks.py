@@ -1,0 +1,169 @@
+"""An edit as hooks: the same change, added where the MLP answers, without touching a weight."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_edit import host
+from tl_edit.edit.low_rank import LowRank
+from tl_edit.forward import at_least_float32
+from tl_edit.hooks import Positions, inside
+from tl_edit.host import NamedHook, ValueSite
+
+Where = Positions | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] | None
+"""Positions, or a mask of them: one for all rows, or one for each."""
+
+Rows = Positions | Bool[Tensor, " batch"] | None
+"""Rows of the batch, or a mask of them."""
+
+
+def named_hooks(
+    deltas: Mapping[int, LowRank], sites: Mapping[int, ValueSite], *, scale: float, positions: Where, rows: Rows
+) -> list[NamedHook]:
+    """The hooks of all layers; see `Edit.hooks`."""
+    gate = None if positions is None and rows is None else _Gate(positions, rows)
+    return [
+        hook for layer, delta in deltas.items() for hook in _OneLayer(layer, delta * scale, sites[layer], gate).named
+    ]
+
+
+class _Gate:
+    """Which positions of which rows are edited."""
+
+    def __init__(self, positions: Where, rows: Rows) -> None:
+        self.positions, self.rows = positions, rows
+
+    def of(self, shape: tuple[int, int]) -> Bool[Tensor, "batch pos"]:
+        """As a mask over a batch of this shape.
+
+        Raises:
+            ValueError: If a position or a row is outside of it, or a mask is of another shape.
+        """
+        batch, length = shape
+        mask = torch.zeros(shape, dtype=torch.bool)
+        chosen = _indices(self.rows, batch, "rows", "a batch of {} rows")
+        if isinstance(self.positions, Tensor) and self.positions.dtype == torch.bool:
+            given = self.positions.to("cpu")
+            if tuple(given.shape) not in ((length,), (1, length), shape):
+                raise ValueError(
+                    f"Edit.hooks: the mask of positions is of shape {list(given.shape)} in a run of {batch} rows and "
+                    f"{length} tokens; expected [{length}] or [{batch}, {length}]; make it for these tokens, padding "
+                    "and BOS counted."
+                )
+            mask[chosen] = given.expand(shape)[chosen]
+        else:
+            columns = torch.zeros(length, dtype=torch.bool)
+            columns[_indices(self.positions, length, "positions", "a sequence of {} tokens")] = True
+            mask[chosen] = columns
+        return mask
+
+
+def _indices(given: Any, size: int, name: str, axis: str) -> list[int]:
+    """Positions or rows as indices counted from 0."""
+    if given is None:
+        return list(range(size))
+    if isinstance(given, Tensor) and given.dtype == torch.bool:
+        if tuple(given.shape) != (size,):
+            raise ValueError(
+                f"Edit.hooks: the mask of {name} is of shape {list(given.shape)} in {axis.format(size)}; expected "
+                f"[{size}]; make it for this batch."
+            )
+        return list(map(int, given.nonzero().flatten()))
+    return inside(size, given, f"Edit.hooks ({name})", axis)
+
+
+class _OneLayer:
+    """The hooks of one layer, and what one of them keeps for the next within a pass."""
+
+    def __init__(self, layer: int, delta: LowRank, site: ValueSite, gate: _Gate | None) -> None:
+        self.layer, self.delta, self.site, self.gate = layer, delta, site, gate
+        self.kept: dict[str, Any] = {}
+        self.factors: dict[tuple[torch.device, torch.dtype], LowRank] = {}
+
+    @property
+    def named(self) -> list[NamedHook]:
+        """Hook points and functions, in the order in which a pass comes by."""
+        pairs: list[tuple[str, Callable[..., Any]]] = [
+            (host.resid_pre_name(self.layer), self.begin),
+            (host.key_name(self.layer), self.keep_key),
+        ]
+        if self.site.divisor is not None:
+            pairs += [(self.site.divisor, self.keep_divisor), (self.site.value, self.add_before_norm)]
+        else:
+            pairs.append((self.site.value, self.add))
+        return [*pairs, (host.resid_post_name(self.layer), self.end)]
+
+    def begin(self, act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> None:
+        """Look at the batch before the layer."""
+        self.kept = {"mask": None if self.gate is None else self.gate.of((act.shape[0], act.shape[1]))}
+
+    def keep_key(self, act: Float[Tensor, "*rows d_mlp"], hook: Any = None) -> None:
+        """The key as ``W_out`` will see it."""
+        if act.shape[-1] != self.delta.left.shape[0]:
+            raise ValueError(
+                f"Edit.hooks: keys of layer {self.layer} are {act.shape[-1]} wide in this model, the edit's "
+                f"{self.delta.left.shape[0]}; expected the model that the edit was computed on, or one like it; "
+                "compute the edit on this one."
+            )
+        self.kept["key"] = act
+
+    def keep_divisor(self, act: Tensor, hook: Any = None) -> None:
+        """What the norm after the MLP divides by."""
+        self.kept["divisor"] = act
+
+    def add(self, act: Float[Tensor, "*rows d_model"], hook: Any = None) -> Float[Tensor, "*rows d_model"]:
+        """The value with the change."""
+        shift, where = self._shift(act)
+        if where is None:
+            return (at_least_float32(act) + shift).to(act.dtype)
+        out = act.clone()
+        out[where] = (at_least_float32(act[where]) + shift).to(act.dtype)
+        return out
+
+    def add_before_norm(self, act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> Tensor:
+        """The value with the change, normalised anew."""
+        shift, where = self._shift(act)
+        divisor: Tensor = self.kept["divisor"]
+        before, old = (act, divisor) if where is None else (act[where], divisor.expand(*act.shape[:-1], 1)[where])
+        if self.site.centred:
+            shift = shift - shift.mean(-1, keepdim=True)
+        raw = at_least_float32(before) * old + shift
+        new = (raw / (raw.pow(2).mean(-1, keepdim=True) + self.site.eps).sqrt()).to(act.dtype)
+        if where is None:
+            return new
+        out = act.clone()
+        out[where] = new
+        return out
+
+    def end(self, act: Tensor, hook: Any = None) -> None:
+        """See after the layer that the change was added."""
+        missed = "key" in self.kept
+        self.kept = {}
+        if missed:
+            raise ValueError(
+                f"Edit.hooks: {self.site.value} did not fire in layer {self.layer}, so nothing was added; expected the "
+                "interface that the edit was computed on (HookedTransformer or TransformerBridge); pass the model: "
+                "edit.hooks(model)."
+            )
+
+    def _shift(self, act: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is to be added, in at least float32, at the positions of the mask; None is everywhere."""
+        if "key" not in self.kept:
+            raise ValueError(
+                f"Edit.hooks: {self.site.value} fired and no key was seen in layer {self.layer} before; expected all "
+                "hooks of the edit in one run, each once; pass the whole list that edit.hooks() gave."
+            )
+        key, mask = at_least_float32(self.kept.pop("key")), self.kept["mask"]
+        where = None
+        if mask is not None:
+            where = mask.to(act.device)
+            # Some Hugging Face MLPs see [batch * pos, width].
+            where = where.flatten() if act.ndim == 2 else where
+            key = key[where]
+        place = (key.device, key.dtype)
+        if place not in self.factors:
+            self.factors[place] = self.delta.at(*place)
+        return self.factors[place].shift(key).to(act.device), where

@@ -1,0 +1,234 @@
+"""Collateral: how far an edit moves what the MLP answers elsewhere, before it is applied.
+
+An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, its own and all others; how much is known
+from the keys alone. Of a rank-one edit the length is ``|left . key| |right|``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_edit import forward, host, show, tokens
+from tl_edit.edit.low_rank import LowRank
+from tl_edit.host import Model, NamedHook
+from tl_edit.request import EditRequest, as_requests
+
+By = Literal["token", "text"]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One token, or one text by the token that is moved most."""
+
+    shift: float
+    """How far the answers are moved, summed over layers, in the units of the MLP's output."""
+    relative: float
+    """The same over the length of the answers there."""
+    text: str
+    position: int
+    """Of the token, BOS counted."""
+    token: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Collateral:
+    """How far an edit moves the answers at some tokens; tensors on the CPU, in float64."""
+
+    edit: str
+    layers: tuple[int, ...]
+    texts: tuple[str, ...]
+    """What was looked at: texts, or the prompts of requests."""
+    of_subjects: bool
+    """Whether requests were given, and only each subject's last token was looked at."""
+    shift: Float[Tensor, "layer token"]
+    """Length of what the edit adds to the MLP's output."""
+    value_norm: Float[Tensor, "layer token"]
+    """Length of the MLP's output there, without this layer's change."""
+    text_index: Int[Tensor, " token"]
+    """Which text a token is in."""
+    positions: Int[Tensor, " token"]
+    """Where in it, BOS counted."""
+    str_tokens: tuple[str, ...]
+
+    @property
+    def total(self) -> Float[Tensor, " token"]:
+        """``shift`` summed over layers."""
+        return self.shift.sum(0)
+
+    def top(self, n: int = 10, *, by: By = "token") -> list[Moved]:
+        """What is moved most, first the most: tokens, or texts by their most moved token.
+
+        Raises:
+            ValueError: If ``n`` is no integer of 1 or more, or ``by`` something else.
+        """
+        if type(n) is not int or n < 1:
+            raise ValueError(f"Collateral.top: n is {n!r}; expected an integer of 1 or more; the default is 10.")
+        if by not in get_args(By):
+            raise ValueError(
+                f"Collateral.top: by is {by!r}; expected one of {', '.join(get_args(By))}; the default is 'token'."
+            )
+        order = list(map(int, self.total.argsort(descending=True, stable=True)))
+        if by == "text":
+            first: dict[int, int] = {}
+            for i in order:
+                first.setdefault(int(self.text_index[i]), i)
+            order = list(first.values())
+        return [self._moved(i) for i in order[:n]]
+
+    def _moved(self, i: int) -> Moved:
+        return Moved(
+            shift=float(self.total[i]),
+            relative=float(self.total[i] / self.value_norm[:, i].sum()),
+            text=self.texts[int(self.text_index[i])],
+            position=int(self.positions[i]),
+            token=self.str_tokens[i],
+        )
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame: one row for each token and layer.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        frame = show.frame(
+            "Collateral.to_dataframe",
+            {"layer": self.layers, "token_index": range(len(self.str_tokens))},
+            {"shift": self.shift, "value_norm": self.value_norm},
+        )
+        for name, column in (("text", self.text_index), ("position", self.positions)):
+            frame[name] = column.repeat(len(self.layers)).tolist()
+        frame["token"] = list(self.str_tokens) * len(self.layers)
+        return frame
+
+    def __repr__(self) -> str:
+        most = self.top(1)[0]
+        what = "subjects" if self.of_subjects else "tokens"
+        return (
+            f"Collateral({self.edit}: {len(self.str_tokens)} {what}, shift mean {float(self.total.mean()):.3g}, most "
+            f"{most.shift:.3g} at {most.token!r} of {most.text!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{moved.shift:.3g} ({moved.relative:.0%})", f"{show.visible(moved.token)} · {moved.text}")
+            for moved in self.top(10)
+        ]
+        return show.table([("shift (of the answer)", "token · text"), *rows])
+
+
+def collateral(
+    model: Model,
+    edit: str,
+    deltas: Mapping[int, LowRank],
+    what: object,
+    hooks: Sequence[NamedHook],
+    *,
+    prepend_bos: bool,
+    batch_size: int,
+) -> Collateral:
+    """Run the model over texts or requests with the edit's hooks on; see `Edit.collateral`."""
+    operation = "Edit.collateral"
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"{operation}: batch_size is {batch_size!r}; expected 1 or more rows; the default is 64.")
+    texts, rows, chosen = _asked(model, what, prepend_bos, operation)
+    shifts: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
+    values: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
+    for start in range(0, len(rows), batch_size):
+        part = range(start, min(start + batch_size, len(rows)))
+        batch = tokens.pad(model, [rows[i] for i in part])
+        where = (
+            torch.tensor([i - start for i in part for _ in chosen[i]]),
+            torch.tensor([position for i in part for position in chosen[i]]),
+        )
+        _read(model, batch, where, deltas, hooks, shifts, values)
+    return Collateral(
+        edit=edit,
+        layers=tuple(deltas),
+        texts=texts,
+        of_subjects=isinstance(_first(what), EditRequest),
+        shift=torch.stack([torch.cat(shifts[layer]) for layer in deltas]),
+        value_norm=torch.stack([torch.cat(values[layer]) for layer in deltas]),
+        text_index=torch.tensor([i for i in range(len(rows)) for _ in chosen[i]]),
+        positions=torch.tensor([position for places in chosen for position in places]),
+        str_tokens=tuple(
+            shown[position]
+            for row, places in zip(rows, chosen, strict=True)
+            for shown in [tokens.str_tokens(model, row)]
+            for position in places
+        ),
+    )
+
+
+def _read(
+    model: Model,
+    batch: tokens.TokenBatch,
+    where: tuple[Tensor, Tensor],
+    deltas: Mapping[int, LowRank],
+    hooks: Sequence[NamedHook],
+    shifts: dict[int, list[Tensor]],
+    values: dict[int, list[Tensor]],
+) -> None:
+    found: dict[int, Tensor] = {}
+
+    def read_key(layer: int) -> Callable[[Tensor], None]:
+        def read(act: Float[Tensor, "batch pos d_mlp"]) -> None:
+            found[layer] = deltas[layer].shift(act[where].to("cpu", torch.float64))
+            shifts[layer].append(_lengths(found[layer]))
+
+        return read
+
+    def read_value(layer: int) -> Callable[[Tensor], None]:
+        # Where hooks add the change behind a norm, the raw value does not have it.
+        has_shift = not hooks or host.value_site(model, layer).divisor is None
+
+        def read(act: Float[Tensor, "batch pos d_model"]) -> None:
+            answer = act[where].to("cpu", torch.float64)
+            values[layer].append(_lengths(answer - found[layer] if has_shift else answer))
+
+        return read
+
+    keys = {host.key_name(layer): read_key(layer) for layer in deltas}
+    answers = {host.value_name(model, layer): read_value(layer) for layer in deltas}
+    forward.visit(model, batch, keys | answers, hooks)
+
+
+def _lengths(rows: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
+    return cast(Tensor, torch.linalg.vector_norm(rows, dim=-1))
+
+
+def _first(what: object) -> object:
+    if isinstance(what, str | EditRequest) or not isinstance(what, Sequence):
+        return what
+    return next(iter(cast(Sequence[object], what)), None)
+
+
+def _asked(
+    model: Model, what: object, prepend_bos: bool, operation: str
+) -> tuple[tuple[str, ...], list[Int[Tensor, " pos"]], list[range]]:
+    """Texts, their tokens, and which positions of each are looked at."""
+    if isinstance(_first(what), EditRequest):
+        prompts = [
+            tokens.tokenize_request(model, request, prepend_bos=prepend_bos) for request in as_requests(what, operation)
+        ]
+        # Causal attention: what follows the subject cannot change what is read there.
+        rows = [prompt.tokens[: prompt.subject_last + 1] for prompt in prompts]
+        chosen = [range(prompt.subject_last, prompt.subject_last + 1) for prompt in prompts]
+        return tuple(prompt.text for prompt in prompts), rows, chosen
+    listed: list[object] = [what] if isinstance(what, str) else list(cast(Any, what)) if _is_listed(what) else [what]
+    if not listed or not all(isinstance(text, str) for text in listed):
+        kinds = sorted({type(text).__name__ for text in listed}) or ["nothing"]
+        raise ValueError(
+            f"{operation}: found {', '.join(kinds)}; expected texts, or requests, not both; pass e.g. ['The Louvre is "
+            "in', 'Rome is in']."
+        )
+    texts = cast(list[str], listed)
+    rows = [tokens.encode(model, text, prepend_bos=prepend_bos) for text in texts]
+    return tuple(texts), rows, [range(len(row)) for row in rows]
+
+
+def _is_listed(what: object) -> bool:
+    return isinstance(what, Sequence | set | frozenset) or hasattr(what, "__next__")

@@ -1,0 +1,311 @@
+"""An edit: low-rank changes of ``W_out``, and their life on a model.
+
+`Edit` is what every method returns. It is a value (factors, requests, settings, where it came from), apart
+from the model; `Edit.apply` writes it into ``W_out`` in place and `Edit.undo` takes it back **bit for bit**:
+the weights before the first edit of a layer are kept (one copy of ``W_out`` per edited layer, on its device),
+and undoing writes this base plus the edits that remain, in their order. Nothing is ever subtracted
+(`tl_edit.edit.ledger`). `Edit.hooks` adds the same without touching a weight.
+"""
+
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tl_edit import host, tokens
+from tl_edit.edit.as_hooks import Rows, Where, named_hooks
+from tl_edit.edit.base import Base
+from tl_edit.edit.collateral import Collateral, collateral
+from tl_edit.edit.ledger import ledger_of
+from tl_edit.edit.low_rank import Change, LowRank, as_scale
+from tl_edit.edit.value import EditValue
+from tl_edit.host import Model, NamedHook
+from tl_edit.request import EditRequest
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Edit(EditValue):
+    """A computed edit: apply it, undo it, switch it on for a while, use it as hooks, keep it in a file.
+
+    ``edit * 0.5``, ``-edit``, ``a + b``, ``a - b`` and ``sum(edits)`` are edits too, with the change that the algebra
+    of the weights gives, and without diagnostics, as those are of the edit that was computed.
+
+    Raises:
+        ValueError: If a factor is not finite, or factors do not fit each other.
+    """
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        deltas: Mapping[int, LowRank],
+        *,
+        method: str,
+        requests: Sequence[EditRequest] = (),
+        config: Any = None,
+        prepend_bos: bool | None = None,
+        seed: int | None = None,
+        diagnostics: Mapping[str, Any] | None = None,
+        statistics: Mapping[int, str] | None = None,
+    ) -> "Edit":
+        """Changes of your own as an edit of ``model``, not applied yet; all methods make theirs so.
+
+        Args:
+            model: The model they were computed on. Its weights before all edits are remembered by their hashes.
+            deltas: By layer: the change of ``W_out``, e.g. ``{5: rome_update(...)}``.
+            method: What computed them.
+            requests: The facts they write, if they write any.
+            config: The settings, if any.
+            prepend_bos: Whether prompts began with a BOS; None for the model's own default.
+            seed: The seed of what was random.
+            diagnostics: Numbers about it.
+            statistics: By layer: a note of the second moment that was used.
+
+        Raises:
+            ValueError: If there are no changes, or they do not fit the model.
+        """
+        operation = f"making an edit ({method})"
+        ready = {
+            layer: LowRank(delta.left.detach().to("cpu", torch.float64), delta.right.detach().to("cpu", torch.float64))
+            for layer, delta in deltas.items()
+        }
+        change = Change(method=method, deltas=ready)
+        _check_shapes(model, change, operation, host.model_name(model))
+        bos = tokens.resolve_bos(model, prepend_bos) if model.tokenizer is not None else bool(prepend_bos)
+        return cls(
+            method=method,
+            deltas=change.deltas,
+            requests=tuple(requests),
+            config=config,
+            provenance=host.provenance(model, prepend_bos=bos, seed=seed),
+            diagnostics=diagnostics or {},
+            base=Base.of(model, tuple(change.deltas)),
+            statistics=statistics or {},
+        )
+
+    # --- on a model --------------------------------------------------------------------------------
+
+    def apply(self, model: Model, *, allow_mismatch: bool = False) -> "Edit":
+        """Write the edit into ``W_out`` in place; returns itself.
+
+        The sum is formed in float64 and rounded once to the dtype of the weights. Edits on one layer are summed in
+        their order, each rounded once.
+
+        Args:
+            model: A model with the weights that the edit was computed on (other edits on top do not matter), in the
+                same dtype or cast.
+            allow_mismatch: Whether other weights are meant: another processing, a fine-tuned model.
+
+        Raises:
+            ValueError: If it is applied already, was computed on other weights, does not fit the model, would give
+                weights that are not finite, or if the weights of an edited layer were changed from outside. Nothing is
+                written then.
+        """
+        operation = "applying an edit"
+        ledger = ledger_of(model)
+        _check_shapes(model, self, operation, self.provenance.model_name)
+        now = ledger.settle(model)
+        if now.lists(self):
+            raise ValueError(
+                f"applying {self!r}: it is applied to this model already; expected each edit once; undo it first, "
+                "or, for twice the change, apply edit * 2."
+            )
+        now.check_untouched(tuple(self.deltas), operation)
+        if not allow_mismatch:
+            self.check_base(model, operation)
+        ledger.rewrite(model, now, [*now.changes, self], tuple(self.deltas))
+        return self
+
+    def undo(self, model: Model) -> "Edit":
+        """Take the edit back, bit for bit, also from among others; returns itself.
+
+        Raises:
+            ValueError: If it is not applied to this model, or if the weights of its layers were changed from
+                outside since (they are never overwritten). Nothing is written then.
+        """
+        ledger = ledger_of(model)
+        now = ledger.settle(model)
+        if not now.lists(self):
+            raise ValueError(
+                f"undoing {self!r}: it is not applied to this model; applied are {now.changes or 'none'}; "
+                "undo it on the model that it was applied to."
+            )
+        now.check_untouched(tuple(self.deltas), "undoing an edit")
+        rest = [edit for edit in now.changes if edit.fingerprint != self.fingerprint]
+        ledger.rewrite(model, now, rest, tuple(self.deltas))
+        return self
+
+    @contextmanager
+    def on(self, model: Model, *, allow_mismatch: bool = False) -> Generator["Edit", None, None]:
+        """Switch the edit on inside a ``with`` block; it is undone at the end, also after an exception.
+
+        Blocks may be nested and may end in any order.
+
+        Args:
+            model: As for `apply`.
+            allow_mismatch: As for `apply`.
+
+        Raises:
+            ValueError: What `apply` and `undo` raise. After an exception in the block, that one goes on, with a note if
+                the edit could not be undone.
+        """
+        before = self._is_listed(model)
+        ending = False
+        try:
+            self.apply(model, allow_mismatch=allow_mismatch)
+            yield self
+            ending = True
+            self.undo(model)
+        except BaseException as error:
+            refused = ending and isinstance(error, ValueError)
+            if not before and not refused and self._is_listed(model):
+                try:
+                    self.undo(model)
+                except ValueError as stuck:
+                    # Python 3.10 has no notes.
+                    getattr(error, "add_note", warnings.warn)(str(stuck))
+            raise
+
+    def is_applied(self, model: Model) -> bool:
+        """Whether this edit (or a copy of it) is written into ``model``; the weights themselves are looked at.
+
+        Raises:
+            ValueError: If it was, but the weights of its layers were changed from outside since.
+        """
+        now = ledger_of(model).settle(model)
+        if now.lists(self):
+            now.check_untouched(tuple(self.deltas), "asking whether an edit is applied")
+        return now.lists(self)
+
+    def _is_listed(self, model: Model) -> bool:
+        """As last written, without a look at the weights."""
+        return any(edit.fingerprint == self.fingerprint for edit in ledger_of(model).changes)
+
+    def check_base(self, model: Model, operation: str) -> None:
+        """Refuse a model with other weights than the edit was computed on.
+
+        Raises:
+            ValueError: naming the difference.
+        """
+        if self.base is None:
+            return
+        difference = self.base.difference(model, self.provenance, ledger_of(model).settle(model).bases)
+        if difference is not None:
+            raise ValueError(
+                f"{operation}: {self!r} was computed {difference}; expected the weights it was computed on; load the "
+                "model as it was then, compute the edit on this one, or pass allow_mismatch=True if this is meant."
+            )
+
+    # --- as hooks ----------------------------------------------------------------------------------
+
+    def hooks(
+        self,
+        model: Model | None = None,
+        *,
+        scale: float | int = 1.0,
+        positions: Where = None,
+        rows: Rows = None,
+        allow_mismatch: bool = False,
+    ) -> list[NamedHook]:
+        """The edit as hooks: ``scale * (key @ left) @ right`` is added where the MLP answers; no weight is touched.
+
+        They go where your own hooks go: ``model.run_with_hooks(tokens, fwd_hooks=edit.hooks() + mine)``, ``with
+        model.hooks(fwd_hooks=edit.hooks()): causal_trace(...)``. Pass them all, and only once. Before or behind yours
+        is the same, unless both are at one hook point, where the first acts first: put those of yours that change keys
+        (``mlp.hook_post``) before, and those that change or read the MLP's output (``hook_mlp_out``) behind, to see
+        what the edited weights would do.
+        Where the MLP's output is normalised (Gemma 2 and 3) the change comes before the norm, as that of the weights.
+
+        Args:
+            model: The model they are for; None for one like that on which the edit was computed. HookedTransformer and
+                TransformerBridge have different hook points.
+            scale: How much of the edit; negative takes away.
+            positions: Where in the sequence: one position, a slice, a list of positions, or a mask ``[pos]`` or
+                ``[batch pos]``; None for everywhere. BOS and padding count.
+            rows: In which rows of the batch: one, a slice, a list, or a mask ``[batch]``; None for all.
+            allow_mismatch: Whether ``model`` may have other weights than the edit was computed on.
+
+        Raises:
+            ValueError: If the scale is no finite number, or it is not known which hook points to use; and when run, for
+                positions and rows outside the batch, or a model of another width.
+        """
+        operation = "Edit.hooks"
+        if model is not None:
+            _check_shapes(model, self, operation, self.provenance.model_name)
+            if not allow_mismatch:
+                self.check_base(model, operation)
+            sites = {layer: host.value_site(model, layer) for layer in self.deltas}
+        elif self.base is not None:
+            sites = self.base.sites
+        else:
+            raise ValueError(
+                f"{operation}: {self!r} does not know the model that it was computed on; expected one, as its hook "
+                "points depend on it; write edit.hooks(model)."
+            )
+        number = as_scale(scale, operation)
+        return named_hooks(self.deltas, sites, scale=number, positions=positions, rows=rows)
+
+    def collateral(
+        self,
+        model: Model,
+        what: str | EditRequest | Sequence[str] | Sequence[EditRequest],
+        *,
+        prepend_bos: bool | None = None,
+        batch_size: int = 64,
+        allow_mismatch: bool = False,
+    ) -> Collateral:
+        """What the edit does elsewhere, before it is applied: how far it moves the MLP's answer at every token.
+
+        The shift at a key is ``key @ left @ right``, exactly; of a rank-one edit its length is ``|left . key|
+        |right|``. In an edit of several layers, keys are those of the model with the earlier layers' changes on. The
+        model is left as it is; if the edit is applied already, the same is computed.
+
+        Args:
+            model: The model to be edited, or edited with it already.
+            what: Texts, to rank their tokens and the texts themselves; or requests, to rank their subjects, each at
+                its last token.
+            prepend_bos: Whether texts begin with a BOS; None for what the edit was computed with.
+            batch_size: Rows per forward pass.
+            allow_mismatch: Whether the model may have other weights than the edit was computed on.
+
+        Raises:
+            ValueError: For nothing to look at, texts and requests mixed, active dropout, a model that does not fit.
+        """
+        operation = "Edit.collateral"
+        host.check_ready(model, operation)
+        _check_shapes(model, self, operation, self.provenance.model_name)
+        bos = tokens.resolve_bos(model, self.provenance.prepend_bos if prepend_bos is None else prepend_bos)
+        hooks: list[NamedHook] = []
+        if not self.is_applied(model):
+            hooks = self.hooks(model, allow_mismatch=allow_mismatch)
+        return collateral(model, repr(self), self.deltas, what, hooks, prepend_bos=bos, batch_size=batch_size)
+
+
+def _check_shapes(model: Model, change: Change, operation: str, made_on: str) -> None:
+    """Refuse a model that has not these layers in these sizes."""
+    host.check_layers(model, tuple(change.deltas), operation)
+    for layer, delta in change.deltas.items():
+        weight = host.w_out(model, layer)
+        if delta.shape != tuple(weight.shape):
+            raise ValueError(
+                f"{operation}: its change of layer {layer} is {delta.shape[0]} x {delta.shape[1]}; W_out of "
+                f"{host.model_name(model)} is {weight.shape[0]} x {weight.shape[1]}; apply it to a model like the "
+                f"one it was computed on ({made_on})."
+            )
+
+
+def applied_edits(model: Model) -> list[Edit]:
+    """The edits that are written into ``model``, in the order in which they were applied; the weights are looked at.
+
+    If the original weights were put back from outside, as loading the original state dict does, there are none; if
+    those of an earlier state were, the edits of that state.
+
+    Raises:
+        ValueError: If the weights of an edited layer were changed from outside to something else.
+    """
+    now = ledger_of(model).settle(model)
+    now.check_untouched(tuple(now.unexplained), "listing the applied edits")
+    return list(now.changes)
