@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
+from jaxtyping import TypeCheckError
+from some_edits import make_edit
 
-from tl_edit import EditRecord, EditRequest, Evaluation, evaluate, host
+from tl_edit import EditRecord, EditRequest, Evaluation, applied_edits, evaluate, host
 from tl_edit.evaluate import Metric, OtherFactScore, PromptScore, RecordScores
 
 REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
@@ -108,8 +110,6 @@ def test_the_provenance_is_recorded_and_kept_where_parts_agree():
 
 
 def test_an_edit_made_with_another_bos_setting_is_evaluated_with_a_warning():
-    from test_edit import make_edit
-
     model = tiny_models.build("gpt2")
     edit = make_edit(model)
     other = replace(edit, provenance=replace(edit.provenance, prepend_bos=False))
@@ -172,8 +172,6 @@ def test_a_batch_size_below_one_is_refused():
 
 def test_an_edit_whose_weights_are_gone_is_switched_on_again():
     """After the original weights are loaded, the edit must not be believed to be in them."""
-    from test_edit import make_edit
-
     model = tiny_models.build("gpt2")
     original = {name: value.clone() for name, value in model.state_dict().items()}
     edit = make_edit(model).apply(model)
@@ -181,3 +179,42 @@ def test_an_edit_whose_weights_are_gone_is_switched_on_again():
     model.load_state_dict(original)
     assert evaluate(model, RECORD, edit=edit).scores == edited
     assert evaluate(model, RECORD).scores != edited
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2", "gemma2")), ids=str)
+def test_hooks_act_in_every_pass_as_the_weights_would(case):
+    model = tiny_models.build(case)
+    record = EditRecord(REQUEST, ("Where is it? In",), ("The Louvre is in",), (("The capital is", "Paris"),))
+    edit, plain = make_edit(model), evaluate(model, record)
+    hooked = evaluate(model, record, hooks=edit.hooks(model, scale=0.5), batch_size=3)
+    weights = evaluate(model, record, edit=edit * 0.5)
+    for group in ("efficacy", "paraphrase", "neighborhood"):
+        for one, other, before in zip(
+            *(getattr(each.scores[0], group) for each in (hooked, weights, plain)), strict=True
+        ):
+            assert one.prob_new == pytest.approx(other.prob_new, rel=1e-4)
+            assert one.prob_true == pytest.approx(other.prob_true, rel=1e-4)
+            assert one.prob_new != before.prob_new
+    assert hooked.scores[0].other_facts[0].prob == pytest.approx(weights.scores[0].other_facts[0].prob, rel=1e-4)
+    assert evaluate(model, record).scores == plain.scores
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_hooks_act_beside_an_edit_that_is_switched_on():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    first, second = make_edit(model, seed=1), make_edit(model, seed=2)
+    both = evaluate(model, RECORD, edit=first, hooks=second.hooks(model)).scores[0].efficacy[0].prob_new
+    assert both == pytest.approx(evaluate(model, RECORD, edit=first + second).scores[0].efficacy[0].prob_new, rel=1e-10)
+
+
+def test_hooks_that_are_none_are_refused_and_leave_nothing():
+    model = tiny_models.build("gpt2")
+    for hooks, words in (
+        ([("blocks.0.hook_mlp_out", None)], "(?i)hooks"),
+        ([("blocks.0.hook_mlp_ou", print)], "'blocks.0.hook_mlp_ou' is not a hook point"),
+    ):
+        # In the test run the shape checker speaks first of what is no function.
+        with pytest.raises((ValueError, TypeCheckError), match=words):
+            evaluate(model, RECORD, edit=make_edit(model), hooks=hooks)
+        assert applied_edits(model) == []
+        assert not any(point.fwd_hooks for point in model.hook_dict.values())

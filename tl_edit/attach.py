@@ -6,7 +6,8 @@ the hook points themselves.
 
 import difflib
 import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -47,6 +48,22 @@ def _is_of_the_host(function: Any, seen: frozenset[int] = frozenset()) -> bool:
     except ValueError:  # A variable without a value yet: what will be in it is not known.
         return False
     return all(_is_of_the_host(value, seen) for value in enclosed if callable(value))
+
+
+def as_hooks(hooks: object, operation: str) -> tuple[NamedHook, ...]:
+    """Hooks as a tuple, checked before anything runs.
+
+    Raises:
+        ValueError: If they are no list, or hold something else than pairs of a name and a function.
+    """
+    expected = "expected (name, function) pairs; pass edit.hooks(model), or e.g. [('blocks.0.hook_mlp_out', function)]"
+    if isinstance(hooks, str) or not isinstance(hooks, Sequence):
+        raise ValueError(f"{operation}: hooks is of type {type(hooks).__name__}; {expected}.")
+    for pair in cast(Sequence[object], hooks):
+        parts = list(cast(Sequence[object], pair)) if isinstance(pair, tuple | list) else []
+        if len(parts) != 2 or not isinstance(parts[0], str) or not callable(parts[1]):
+            raise ValueError(f"{operation}: hooks holds {reprlib.repr(cast(object, pair))}; {expected}.")
+    return tuple(cast(Sequence[NamedHook], hooks))
 
 
 @contextmanager

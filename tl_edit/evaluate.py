@@ -26,9 +26,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_edit import forward, host, tokens
+from tl_edit.attach import as_hooks
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
-from tl_edit.host import Model, Provenance
+from tl_edit.host import Model, NamedHook, Provenance
 
 Group = Literal["efficacy", "paraphrase", "neighborhood"]
 
@@ -192,29 +193,30 @@ def evaluate(
     records: EditRecord | Sequence[EditRecord],
     *,
     edit: Edit | None = None,
+    hooks: Sequence[NamedHook] = (),
     prepend_bos: bool | None = None,
     batch_size: int = 128,
 ) -> Evaluation:
-    """Score ``records`` on the model as it is, or with ``edit`` switched on for the duration.
+    """Score ``records`` on the model as it is, or with ``edit`` or ``hooks`` switched on for the duration.
 
     Args:
         model: A HookedTransformer or TransformerBridge.
         records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`.
         edit: An edit to switch on; one that is applied already is left on.
+        hooks: Hooks of your own for all passes, as (name, function) pairs, e.g. ``edit.hooks(model, scale=0.5)``. They
+            see batches of several prompts padded on the right, each followed by all tokens of an object but the last.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
         batch_size: Rows per forward pass.
 
     Raises:
-        ValueError: For no records, targets that cannot be tokenised, active dropout, probabilities that are not finite.
+        ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
+            active dropout, probabilities that are not finite.
     """
     operation = "evaluate"
     listed = as_records(records, operation)
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(
-            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
-            "default is 128."
-        )
+    ready = as_hooks(hooks, operation)
+    check_rows(batch_size, operation, default=128)
     if edit is not None and not isinstance(cast(object, edit), Edit):
         raise ValueError(
             f"{operation}: edit is of type {type(edit).__name__}; expected what rome_edit(...) returns, or None for "
@@ -229,26 +231,97 @@ def evaluate(
             f"pass prepend_bos={not bos} to ask as it was computed, or prepend_bos={bos} if this is meant.",
             stacklevel=2,
         )
-    questions = [_Question(model, prompt, answer, bos) for record in listed for prompt, answer in _questions(record)]
+    sheet = Sheet(model, listed, bos)
     on = nullcontext() if edit is None or edit.is_applied(model) else edit.on(model)
     with on:
-        for start in range(0, len(questions), batch_size):
-            _answer(model, questions[start : start + batch_size])
-    answered = iter(questions)
-    scores = tuple(_collect(model, record, answered) for record in listed)
+        scores = sheet.scores(ready, batch_size)
     return Evaluation(scores=scores, provenance=host.provenance(model, prepend_bos=bos))
 
 
-class _Question:
-    """One prompt with one answer: a row of the batch, then what the model thinks of it."""
+def check_rows(batch_size: object, operation: str, *, default: int) -> None:
+    """Refuse a number of rows that is none.
 
-    def __init__(self, model: Model, prompt: str, answer: str, prepend_bos: bool) -> None:
-        self.prompt, self.answer = prompt, answer
-        self.before: Int[Tensor, " pos"] = tokens.encode(model, prompt, prepend_bos=prepend_bos)
-        self.target: Int[Tensor, " pos"] = tokens.target_tokens(model, prompt, answer, prepend_bos=prepend_bos)
-        self.prob = math.nan
-        self.says = False
-        self.predicted = 0
+    Raises:
+        ValueError: If it is no integer of 1 or more.
+    """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(
+            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
+            f"default is {default}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Question:
+    """One prompt with one answer, as a row of a batch."""
+
+    prompt: str
+    answer: str
+    before: Int[Tensor, " _"]
+    """Tokens of the prompt."""
+    target: Int[Tensor, " _"]
+    """Tokens of the answer."""
+
+    @classmethod
+    def of(cls, model: Model, prompt: str, answer: str, *, prepend_bos: bool) -> "Question":
+        """Tokenised; ValueError as `tokens.target_tokens` raises it."""
+        return cls(
+            prompt=prompt,
+            answer=answer,
+            before=tokens.encode(model, prompt, prepend_bos=prepend_bos),
+            target=tokens.target_tokens(model, prompt, answer, prepend_bos=prepend_bos),
+        )
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the model thinks of a question."""
+
+    prob: float
+    """Of the answer: geometric mean over its tokens."""
+    says: bool
+    """Whether each of the answer's tokens is the likeliest."""
+    predicted: int
+    """The likeliest next token."""
+
+
+@torch.no_grad()
+def opinions(model: Model, questions: Sequence[Question], hooks: Sequence[NamedHook] = ()) -> list[Opinion]:
+    """What the model thinks of each question, in one pass with ``hooks`` attached; a row of the batch is a question."""
+    batch = tokens.pad(model, [torch.cat([question.before, question.target[:-1]]) for question in questions])
+    logits = forward.logits(model, batch, hooks)
+    found: list[Opinion] = []
+    for row, question in zip(logits, questions, strict=True):
+        start = len(question.before) - 1
+        log_probs = forward.log_probs(model, row[start : start + len(question.target)]).cpu()
+        likeliest = log_probs.argmax(dim=-1)
+        found.append(
+            Opinion(
+                prob=float(log_probs.gather(-1, question.target[:, None]).mean().exp()),
+                says=bool((likeliest == question.target).all()),
+                predicted=int(likeliest[0]),
+            )
+        )
+    return found
+
+
+class Sheet:
+    """All questions of some records, tokenised once, to be asked once or several times."""
+
+    def __init__(self, model: Model, records: Sequence[EditRecord], prepend_bos: bool) -> None:
+        self.model, self.records = model, records
+        self.questions = [
+            Question.of(model, prompt, answer, prepend_bos=prepend_bos)
+            for record in records
+            for prompt, answer in _questions(record)
+        ]
+
+    def scores(self, hooks: Sequence[NamedHook], batch_size: int) -> tuple[RecordScores, ...]:
+        """Ask them of the model as it is now, with ``hooks`` attached."""
+        starts = range(0, len(self.questions), batch_size)
+        parts = (opinions(self.model, self.questions[start : start + batch_size], hooks) for start in starts)
+        answered = iter([opinion for part in parts for opinion in part])
+        return tuple(_collect(self.model, record, answered) for record in self.records)
 
 
 def _questions(record: EditRecord) -> list[tuple[str, str]]:
@@ -259,26 +332,13 @@ def _questions(record: EditRecord) -> list[tuple[str, str]]:
     return [*((prompt, target) for prompt in prompts for target in targets), *record.other_facts]
 
 
-@torch.no_grad()
-def _answer(model: Model, questions: Sequence[_Question]) -> None:
-    batch = tokens.pad(model, [torch.cat([question.before, question.target[:-1]]) for question in questions])
-    logits = forward.logits(model, batch)
-    for row, question in zip(logits, questions, strict=True):
-        start = len(question.before) - 1
-        log_probs = forward.log_probs(model, row[start : start + len(question.target)]).cpu()
-        likeliest = log_probs.argmax(dim=-1)
-        question.prob = float(log_probs.gather(-1, question.target[:, None]).mean().exp())
-        question.says = bool((likeliest == question.target).all())
-        question.predicted = int(likeliest[0])
-
-
-def _collect(model: Model, record: EditRecord, questions: Iterator[_Question]) -> RecordScores:
-    """Take the record's questions off the iterator and put them in their groups."""
+def _collect(model: Model, record: EditRecord, answered: Iterator[Opinion]) -> RecordScores:
+    """Take the opinions on the record's questions off the iterator and put them in their groups."""
     has_true = record.request.target_true is not None
 
     def score(prompt: str) -> PromptScore:
-        new = next(questions)
-        true = next(questions) if has_true else None
+        new = next(answered)
+        true = next(answered) if has_true else None
         return PromptScore(
             prompt=prompt,
             prob_new=new.prob,
@@ -289,7 +349,7 @@ def _collect(model: Model, record: EditRecord, questions: Iterator[_Question]) -
         )
 
     def other(prompt: str, answer: str) -> OtherFactScore:
-        asked = next(questions)
+        asked = next(answered)
         prediction = model.tokenizer.decode([asked.predicted])
         return OtherFactScore(prompt=prompt, answer=answer, prob=asked.prob, kept=asked.says, prediction=prediction)
 
