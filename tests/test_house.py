@@ -35,10 +35,11 @@ FLOORS = {
     "rome": 6,
     "memit": 6,
     "evaluate": 7,
-    "factworld": 8,
-    "story": 9,
-    "__main__": 10,
-    "__init__": 8,
+    "effects": 8,
+    "factworld": 9,
+    "story": 10,
+    "__main__": 11,
+    "__init__": 9,
 }
 """A file imports only from lower floors (within ``factworld/`` the order is its own)."""
 

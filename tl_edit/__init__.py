@@ -2,6 +2,7 @@
 
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
+from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
@@ -45,11 +46,13 @@ __all__ = [
     "AverageTrace",
     "CausalTrace",
     "Convergence",
+    "DoseResponse",
     "EMMETConfig",
     "Edit",
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "Interference",
     "KeyCache",
     "KeysValues",
     "KnownFact",
@@ -70,6 +73,7 @@ __all__ = [
     "capture",
     "causal_trace",
     "corrupt_subject",
+    "dose_response",
     "embedding_std",
     "emmet_edit",
     "emmet_update",
@@ -77,6 +81,7 @@ __all__ = [
     "extract_keys_values",
     "forget_edits",
     "generate_prefixes",
+    "interference",
     "memit_edit",
     "memit_update",
     "optimize_value",

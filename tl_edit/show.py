@@ -34,14 +34,16 @@ def extra(package: str, operation: str) -> Any:
         raise ImportError(f"{operation} needs {name}, which is not installed; run {EXTRAS[name]}.") from error
 
 
-def table(rows: Sequence[tuple[str, str]]) -> str:
-    """An HTML table of names and what stands beside them."""
-    cells = "".join(
-        f'<tr><th style="text-align:left;padding:2px 12px 2px 0">{escape(name)}</th>'
-        f'<td style="text-align:left;padding:2px 0">{escape(value)}</td></tr>'
-        for name, value in rows
-    )
-    return f'<table style="border-collapse:collapse">{cells}</table>'
+def table(rows: Sequence[tuple[str, ...]], *, columns: Sequence[str] = (), heading: str = "") -> str:
+    """An HTML table of names and what stands beside them, perhaps with names of the columns and a line above."""
+    style = 'style="text-align:left;padding:2px 12px 2px 0"'
+    lines = [f"<tr>{''.join(f'<th {style}>{escape(name)}</th>' for name in columns)}</tr>"] if columns else []
+    lines += [
+        f"<tr><th {style}>{escape(name)}</th>{''.join(f'<td {style}>{escape(value)}</td>' for value in values)}</tr>"
+        for name, *values in rows
+    ]
+    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
+    return f'{above}<table style="border-collapse:collapse">{"".join(lines)}</table>'
 
 
 def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Float[Tensor, "..."]]) -> Any:
@@ -168,3 +170,83 @@ def plot_heatmaps(
         # Otherwise a notebook shows the figure a second time.
         pyplot.close(made)
     return axes[0] if len(axes) == 1 else axes
+
+
+def plot_lines(
+    x: Float[Tensor, " point"],
+    lines: Mapping[str, Float[Tensor, " point"]],
+    ax: Any,
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    right: Mapping[str, Float[Tensor, " point"]] | None = None,
+    right_label: str = "",
+) -> Any:
+    """Lines over a common axis in matplotlib, with their names in a legend; returns the axes.
+
+    Args:
+        x: Where the values stand, in any order.
+        lines: Values by name.
+        ax: Axes to draw on; None for a new figure.
+        xlabel: What ``x`` is.
+        ylabel: What the values are.
+        title: Text above.
+        right: Further values, in another unit, on an axis of their own on the right.
+        right_label: What these are.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    made, axis = _axes(ax, (5.5, 3.6))
+    order = x.argsort()
+    drawn: list[Any] = []
+    for i, (name, values) in enumerate(lines.items()):
+        # The first ones wider, so that they are seen behind others that coincide with them.
+        look = {"marker": "o^vD"[i % 4], "linewidth": 1.5 + 1.5 * (len(lines) - 1 - i), "alpha": 0.8}
+        drawn += axis.plot(x[order].numpy(), values[order].numpy(), label=name, **look)
+    if right:
+        other = axis.twinx()
+        for i, (name, values) in enumerate(right.items()):
+            look = {"color": "0.35", "linestyle": ("--", ":", "-.")[i % 3], "marker": "s", "markersize": 4}
+            drawn += other.plot(x[order].numpy(), values[order].numpy(), label=name, **look)
+        other.set_ylabel(right_label)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(title, fontsize="medium", parse_math=False, wrap=True)
+    if drawn:
+        # Below the axes, where it hides no line.
+        axis.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(drawn), frameon=False)
+    return _shown_once(made, axis)
+
+
+def plot_points(
+    x: Float[Tensor, " point"], y: Float[Tensor, " point"], ax: Any, *, xlabel: str, ylabel: str, title: str = ""
+) -> Any:
+    """Points in matplotlib; returns the axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    made, axis = _axes(ax, (4.8, 3.6))
+    axis.axhline(0, color="0.8", linewidth=1, zorder=0)
+    axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.6)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(title, fontsize="medium", parse_math=False, wrap=True)
+    return _shown_once(made, axis)
+
+
+def _axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A new figure, None if ``ax`` are given; and the axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    pyplot = extra("matplotlib.pyplot", "plot")
+    return (None, ax) if ax is not None else pyplot.subplots(figsize=size, layout="constrained")
+
+
+def _shown_once(figure: Any, ax: Any) -> Any:
+    """The axes, their new figure closed: otherwise a notebook shows it a second time."""
+    if figure is not None:
+        extra("matplotlib.pyplot", "plot").close(figure)
+    return ax
