@@ -247,6 +247,28 @@ WRONG_TYPES = {
     "evaluate(model, EditRecord(request), hooks='x')": "hooks is of type str",
     "evaluate(model, EditRecord(request), hooks=print)": "hooks is of type builtin_function_or_method",
     "evaluate(model, EditRecord(request), hooks=('blocks.0', print))": "hooks holds 'blocks.0'",
+    "dose_response(model, 'x', EditRecord(request))": "edit is of type str",
+    "dose_response(model, edit, request)": "type EditRequest",
+    "dose_response('gpt2', edit, EditRecord(request))": "found builtins.str",
+    "dose_response(model, edit, EditRecord(request), 0.5)": "scales is 0.5 of type float",
+    "dose_response(model, edit, EditRecord(request), '01')": "scales is '01' of type str",
+    "dose_response(model, edit, EditRecord(request), [0, '1'])": "scales holds '1'",
+    "dose_response(model, edit, EditRecord(request), [1, True])": "scales holds True",
+    "dose_response(model, edit, EditRecord(request), texts='Rome')": "texts is one string",
+    "dose_response(model, edit, EditRecord(request), texts=5)": "texts is of type int",
+    "dose_response(model, edit, EditRecord(request), texts=['Rome', 5])": "texts holds 5 of type int",
+    "dose_response(model, edit, EditRecord(request), prepend_bos='no')": "prepend_bos is 'no'",
+    "dose_response(model, edit, EditRecord(request), batch_size='3')": "batch_size is '3'",
+    "interference(model, edit, EditRecord(request))": "found 1; expected two edits",
+    "interference(model, 'ab', [EditRecord(request)] * 2)": "found 'ab'",
+    "interference(model, None, [EditRecord(request)] * 2)": "found None",
+    "interference(model, [edit, 5], [EditRecord(request)] * 2)": "edits holds something of type int",
+    "interference(model, [edit, -edit], [request] * 2)": "type EditRequest",
+    "interference('gpt2', [edit, -edit], [EditRecord(request)] * 2)": "found builtins.str",
+    "interference(model, [edit, -edit], [EditRecord(request)] * 2, n_orders=2.0)": "n_orders is 2.0",
+    "interference(model, [edit, -edit], [EditRecord(request)] * 2, seed=None)": "seed is None",
+    "interference(model, [edit, -edit], [EditRecord(request)] * 2, prepend_bos=1)": "prepend_bos is 1",
+    "interference(model, [edit, -edit], [EditRecord(request)] * 2, batch_size=True)": "batch_size is True",
     "extract_keys_values(model, request, [0], batch_size='3')": "batch_size '3'",
     "corrupt_subject('ab')": "span is 'ab'",
     "corrupt_subject(slice(1, 3))": "span is slice(1, 3, None)",
@@ -302,6 +324,7 @@ from tl_edit.trace import *
 from tl_edit.values import *
 model, request = load_fact_model(), EditRequest("{{}} is in", "Rome", "Paris")
 moments = SecondMoments.identity(model, [0])
+edit = Edit.of(model, {{0: LowRank(torch.ones(768, 1), torch.ones(1, 192))}}, method="test")
 for call in {list(WRONG_TYPES)!r}:
     try:
         eval(call)

@@ -4,6 +4,10 @@ An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, so 
 of one layer that is all they do to each other there: what is known from the keys alone is exact for the answers of this
 layer's MLP, and says nothing of how the layers above make a word of them.
 
+Of ROME's edits of the bundled model the overlap separates those of one subject (about 1) from others (below 0.2), and
+goes with the size of what happens to a fact; whether it is harmed or helped it does not tell. With ``C = I`` instead of
+the second moment all keys overlap, and ten edits undo each other.
+
 Changes of weights are added, and sums do not depend on the order (up to rounding, if they are written one by one); what
 depends on the order is who is how old, and how many others there are by then.
 """
@@ -97,6 +101,11 @@ class Interference:
         """
         return spearman(_pairs(self.overlap), _pairs(self.loss))
 
+    @property
+    def size_correlation(self) -> float | None:
+        """The same between ``overlap`` and the size of the loss, whatever its sign: edits help each other, too."""
+        return spearman(_pairs(self.overlap), _pairs(self.loss.abs()))
+
     def to_dataframe(self) -> Any:
         """A pandas frame: one row for each ordered pair of edits; ``edit == other`` is the edit alone.
 
@@ -129,22 +138,24 @@ class Interference:
             ImportError: If matplotlib is not installed.
         """
         found = self.rank_correlation
+        note = "" if found is None else f", rank correlation {found:+.2f}"
         return show.plot_points(
             _pairs(self.overlap),
             _pairs(self.loss),
             ax,
             xlabel="overlap: shift by the other edit / by its own",
             ylabel="loss of the new object's probability",
-            title=f"{len(self.edits)} edits in pairs" + ("" if found is None else f", rank correlation {found:+.2f}"),
+            title=f"{len(self.edits)} edits in pairs{note}",
         )
 
     def __repr__(self) -> str:
-        found = self.rank_correlation
+        found = [self.rank_correlation, self.size_correlation]
+        shown = ["undefined" if value is None else f"{value:+.2f}" for value in found]
         before, alone, pair = (float(each.mean()) for each in (self.before, self.alone, _pairs(self.together)))
         return (
             f"Interference({len(self.edits)} edits: mean p(new) {before:.3f} before, {alone:.3f} alone, {pair:.3f} "
             f"with one other, {float(self.forgetting[-1]):.3f} after all others; rank correlation of overlap and loss "
-            f"{'undefined' if found is None else f'{found:+.2f}'})"
+            f"{shown[0]}, of overlap and size of the loss {shown[1]})"
         )
 
     def _repr_html_(self) -> str:
