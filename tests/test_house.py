@@ -324,7 +324,7 @@ from tl_edit.trace import *
 from tl_edit.values import *
 model, request = load_fact_model(), EditRequest("{{}} is in", "Rome", "Paris")
 moments = SecondMoments.identity(model, [0])
-edit = Edit.of(model, {{0: LowRank(torch.ones(768, 1), torch.ones(1, 192))}}, method="test")
+edit = Edit.of(model, {{0: LowRank(torch.ones(896, 1), torch.ones(1, 192))}}, method="test")
 for call in {list(WRONG_TYPES)!r}:
     try:
         eval(call)

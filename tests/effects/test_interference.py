@@ -33,13 +33,13 @@ def three_edits(model) -> list:
     return [replace(edit, requests=(record.request,)) for edit, record in zip(made, RECORDS, strict=True)]
 
 
-def in_the_weights(model, edits, record, bos=True):
-    """p(new) and p(true) of a record with these edits applied one after another."""
+def in_the_weights(model, edits, bos=True):
+    """p(new) and p(true) of every record with these edits applied one after another."""
     with contextlib.ExitStack() as stack:
         for edit in edits:
             stack.enter_context(edit.on(model))
-        score = evaluate(model, record, prepend_bos=bos).scores[0].efficacy[0]
-    return score.prob_new, score.prob_true
+        scores = evaluate(model, RECORDS, prepend_bos=bos).scores
+    return [(score.efficacy[0].prob_new, score.efficacy[0].prob_true) for score in scores]
 
 
 def no_hooks(model) -> bool:
@@ -51,12 +51,11 @@ def test_pairs_are_what_the_weights_with_both_do(case):
     model, bos = tiny_models.build(case, dtype=torch.float64), case.family == "gpt2"
     edits, before, near = three_edits(model), weights(model), tolerance(case)
     found = interference(model, edits, RECORDS, n_orders=1, prepend_bos=bos, batch_size=5, progress=False)
-    for i, record in enumerate(RECORDS):
-        plain = evaluate(model, record, prepend_bos=bos).scores[0].efficacy[0]
-        assert float(found.before[i]) == pytest.approx(plain.prob_new, rel=near, abs=0)
-        for j in range(3):
-            on = [edits[i]] if i == j else [edits[i], edits[j]]
-            new, true = in_the_weights(model, on, record, bos)
+    assert found.before.tolist() == pytest.approx([new for new, _ in in_the_weights(model, [], bos)], rel=near, abs=0)
+    for pair in ((0,), (1,), (2,), (0, 1), (2, 0), (1, 2)):
+        told = in_the_weights(model, [edits[i] for i in pair], bos)
+        for i, j in {pair, pair[::-1]} if len(pair) == 2 else {pair * 2}:
+            new, true = told[i]
             assert float(found.together[i, j]) == pytest.approx(new, rel=near, abs=0)
             if true is None:
                 assert found.together_true[i, j].isnan()
@@ -71,19 +70,19 @@ def test_pairs_are_what_the_weights_with_both_do(case):
     assert applied_edits(model) == []
 
 
-@pytest.mark.parametrize("case", tiny_models.available_cases(("gemma2",)), ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.family == "gemma2" and not case.processed], ids=str)
 def test_forgetting_is_that_of_a_loop_over_weights(case):
     model = tiny_models.build(case, dtype=torch.float64)
     edits = three_edits(model)
-    found = interference(model, edits, RECORDS, n_orders=3, seed=4, prepend_bos=True, progress=False)
-    assert found.retained.shape == (3, 3)
+    found = interference(model, edits, RECORDS, n_orders=2, seed=4, prepend_bos=True, progress=False)
+    assert found.retained.shape == (2, 3)
     for o, order in enumerate(found.orders.tolist()):
         assert sorted(order) == [0, 1, 2]
         by_age: dict[int, list[float]] = {0: [], 1: [], 2: []}
         for step in range(3):
+            told = in_the_weights(model, [edits[i] for i in order[: step + 1]])
             for place in range(step + 1):
-                on = [edits[i] for i in order[: step + 1]]
-                by_age[step - place].append(in_the_weights(model, on, RECORDS[order[place]])[0])
+                by_age[step - place].append(told[order[place]][0])
         for age, values in by_age.items():
             mean = sum(values) / len(values)
             assert float(found.retained[o, age]) == pytest.approx(mean, rel=tolerance(case), abs=0)
@@ -214,7 +213,7 @@ def test_other_edits_of_the_user_stay_on():
     with other.on(model):
         found = interference(model, edits, RECORDS, n_orders=1, progress=False)
         assert applied_edits(model) == [other]
-    new, _ = in_the_weights(model, [other, edits[0], edits[1]], RECORDS[0])
+    new, _ = in_the_weights(model, [other, edits[0], edits[1]])[0]
     assert float(found.together[0, 1]) == pytest.approx(new, rel=1e-10, abs=0)
 
 
@@ -251,9 +250,10 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_records_in_another_order_get_a_warning():
     model = tiny_models.build("gpt2")
-    with pytest.warns(UserWarning, match="record 0 is about 'The Louvre', and edit 0, .* is not") as caught:
+    with pytest.warns(UserWarning) as caught:
         interference(model, three_edits(model), RECORDS[::-1], n_orders=1, progress=False)
     assert len(caught) == 2
+    assert re.search("record 0 is about 'The Louvre', and edit 0, .* is not; expected", str(caught[0].message))
 
 
 def test_it_shows_itself():

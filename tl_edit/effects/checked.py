@@ -44,8 +44,8 @@ def checked_edits(edits: object, operation: str) -> tuple[Edit, ...]:
         ValueError: If they are something else.
     """
     given = [edits] if isinstance(edits, Edit) else edits
-    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence) else []
-    if isinstance(given, str) or len(listed) < 2:
+    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if len(listed) < 2:
         found = f"{len(listed)}" if listed else reprlib.repr(cast(object, given))
         raise ValueError(
             f"{operation}: found {found}; expected two edits or more, as it is about what they do to each other; pass "
