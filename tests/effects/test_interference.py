@@ -250,7 +250,7 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_records_in_another_order_get_a_warning():
     model = tiny_models.build("gpt2")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="record . is about") as caught:
         interference(model, three_edits(model), RECORDS[::-1], n_orders=1, progress=False)
     assert len(caught) == 2
     assert re.search("record 0 is about 'The Louvre', and edit 0, .* is not; expected", str(caught[0].message))
