@@ -4,9 +4,10 @@ An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, so 
 of one layer that is all they do to each other there: what is known from the keys alone is exact for the answers of this
 layer's MLP, and says nothing of how the layers above make a word of them.
 
-Of ROME's edits of the bundled model the overlap separates those of one subject (about 1) from others (below 0.2), and
-goes with the size of what happens to a fact; whether it is harmed or helped it does not tell. With ``C = I`` instead of
-the second moment all keys overlap, and ten edits undo each other.
+Of ROME's edits of the bundled model the overlap is about 1 among those of one subject, and mostly below 0.1 among
+others. It goes with the size of what happens to a fact (rank correlation 0.5 to 0.6), and hardly with its sign: edits
+help each other, too. With ``C = I`` instead of the second moment all keys overlap by a third and more, and ten edits
+together keep 0.05 to 0.60 of the probability, where with it they keep 0.84 to 0.98.
 
 Changes of weights are added, and sums do not depend on the order (up to rounding, if they are written one by one); what
 depends on the order is who is how old, and how many others there are by then.
