@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 import torch
 from jaxtyping import TypeCheckError
+from real_edits import rome_edits
 from some_edits import make_edit, same, weights
 
 from tl_edit import EditRecord, EditRequest, applied_edits, dose_response, evaluate, forward
@@ -269,8 +270,8 @@ def test_lines_are_drawn_by_scale_and_the_figure_is_closed():
     pyplot.close(figure)
 
 
-def test_a_real_edit_takes_as_it_is_scaled_up_and_moves_more_either_way(fact_model, made, eiffel):
-    (edit,), records = made([eiffel])
+def test_a_real_edit_takes_as_it_is_scaled_up_and_moves_more_either_way(fact_model, world, eiffel):
+    (edit,), records = rome_edits(fact_model, world, [eiffel])
     found = dose_response(fact_model, edit, records, (-2, -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 2), progress=False)
     told = [metric.mean for metric in found.magnitude("efficacy")]
     assert told[3:8] == sorted(told[3:8])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import tiny_models
 import torch
+from real_edits import rome_edits
 from some_edits import make_edit, same, weights
 
 from tl_edit import EditRecord, EditRequest, applied_edits, capture, evaluate, forward, host, interference, tokens
@@ -298,10 +299,10 @@ def test_points_are_the_pairs_and_the_figure_is_closed():
     pyplot.close(figure)
 
 
-def test_real_edits_of_one_subject_disturb_each_other_and_others_hardly(fact_model, made, world):
+def test_real_edits_of_one_subject_disturb_each_other_and_others_hardly(fact_model, world):
     """As their keys foretell, which are nearly the same whatever is asked of a subject."""
     facts = [fact for fact in world if fact.subject in ("Spain", "John Calvin")]
-    edits, records = made(facts)
+    edits, records = rome_edits(fact_model, world, facts)
     found = interference(fact_model, edits, records, progress=False)
     alike = torch.tensor([[one.subject == other.subject for other in facts] for one in facts])
     own = torch.eye(len(facts), dtype=torch.bool)
