@@ -284,6 +284,22 @@ WRONG_TYPES = {
     "rome_update(torch.eye(3), torch.ones(3), torch.ones(4), torch.ones(1))": "v_star [1]",
     "rome_update(torch.eye(3), torch.ones(3), torch.ones(4), torch.ones(4), direction_key=torch.ones(1, 3))": "[1, 3]",
     "load_fact_model(interface='Bridge')": "interface is 'Bridge'",
+    "Edit.of(model, {0: LowRank(torch.ones(896, 1), torch.ones(2, 192))}, method='x')": "[896, 1] and [2, 192]",
+    "Edit.of(model, {'0': LowRank(torch.ones(896, 1), torch.ones(1, 192))}, method='x')": "the layers are ['0']",
+    "Edit.of(model, [0], method='x')": "deltas is of type list",
+    "Edit.of(model, {0: 1.0}, method='x')": "of layer 0 is of type float",
+    "own * '2'": "the scale is '2'",
+    "own * None": "the scale is None",
+    "own.layers(0)": "0; expected some of [0]",
+    "own.layers(['0'])": "['0']; expected some of [0]",
+    "own.truncate(1.0)": "rank is 1.0",
+    "own.hooks(scale='1')": "the scale is '1'",
+    "own.hooks('gpt2')": "found builtins.str",
+    "own.apply('gpt2')": "found builtins.str",
+    "own.apply(model, allow_mismatch='no')": "allow_mismatch is 'no'",
+    "Edit.load(5)": "path is 5",
+    "own.save(None)": "path is None",
+    "applied_edits(5)": "found builtins.int",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }
 
@@ -298,6 +314,7 @@ from tl_edit.trace import *
 from tl_edit.values import *
 model, request = load_fact_model(), EditRequest("{{}} is in", "Rome", "Paris")
 moments = SecondMoments.identity(model, [0])
+own = Edit.of(model, {{0: LowRank(torch.ones(896, 1), torch.ones(1, 192))}}, method="own")
 for call in {list(WRONG_TYPES)!r}:
     try:
         eval(call)
