@@ -1,8 +1,8 @@
 """Ten thousand operations in random order, on several models at once; after each one every weight is compared.
 
-What the weights must be is known from a plain list beside each model: its base, and the edits that are on. Run it to see
-the counts: ``python tests/many_operations.py``. It is a process of its own because the shape checks of the test run would
-take ten times as long.
+What the weights must be is known from a plain list beside each model: its base, and the edits that are on. It is a
+process of its own, because the shape checks of the test run would take ten times as long; to see the counts:
+``python tests/many_operations.py``.
 """
 
 import contextlib

@@ -297,8 +297,8 @@ WRONG_TYPES = {
     "own.hooks('gpt2')": "found builtins.str",
     "own.apply('gpt2')": "found builtins.str",
     "own.apply(model, allow_mismatch='no')": "allow_mismatch is 'no'",
-    "Edit.load(5)": "path is 5",
-    "own.save(None)": "path is None",
+    "Edit.load(5)": "the path is 5",
+    "own.save(None)": "the path is None",
     "applied_edits(5)": "found builtins.int",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }

@@ -275,7 +275,7 @@ class SecondMoment:
             tensors[name] = tensors[name].to(dtype or torch.float64)
         if with_factor:
             tensors["cholesky"] = self.cholesky
-        archive.write(Path(path), files.KIND, tensors, plain)
+        archive.write(path, files.KIND, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "SecondMoment":
@@ -284,7 +284,7 @@ class SecondMoment:
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        tensors, plain = archive.read(Path(path), files.KIND)
+        tensors, plain = archive.read(path, files.KIND)
         factor = tensors.pop("cholesky", None)
         for name in {"matrix", "half_matrix"} & tensors.keys():
             tensors[name] = tensors[name].double()
