@@ -38,6 +38,8 @@ class Twin:
     on: list = field(default_factory=list)
     expected: list = field(default_factory=list)
     snapshot: tuple = ()
+    stale: bool = False
+    """Whether the model was cast with edits on, and not written since: no state that the ledger would know again."""
 
     def __post_init__(self):
         self.base = self.base or weights(self.model)
@@ -45,7 +47,7 @@ class Twin:
 
     def wrote(self):
         """After a write every edited layer is the base plus the edits in their order."""
-        self.expected = list(self.base)
+        self.stale, self.expected = False, list(self.base)
         for edit in self.on:
             for layer, delta in edit.deltas.items():
                 total = self.expected[layer].double() + delta.left @ delta.right
@@ -120,11 +122,14 @@ def cast(twin, dtype):
     twin.model.to(dtype)
     twin.base = [weight.to(dtype) for weight in twin.base]
     twin.expected = [weight.to(dtype) for weight in twin.expected]
+    twin.stale = bool(twin.on)
 
 
 def snapshot(twin):
     """Keep the state; or load it, if what is on now began with it."""
     dtype = twin.base[0].dtype
+    if twin.stale:
+        return
     if not twin.snapshot:
         state = {name: value.clone() for name, value in twin.model.state_dict().items()}
         twin.snapshot = (state, list(twin.on), dtype, list(twin.expected), list(twin.base))
