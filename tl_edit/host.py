@@ -49,11 +49,6 @@ class Model(Protocol):
     blocks: Any
     tokenizer: Any
 
-    @property
-    def hook_dict(self) -> Mapping[str, Any]:
-        """Every hook point by name."""
-        ...
-
     def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens of a string, ``[batch pos]``."""
         ...
@@ -117,6 +112,14 @@ def is_processed(model: Model) -> bool:
     if interface(model) == "HookedTransformer":
         return str(model.cfg.normalization_type).endswith("Pre")
     return bool(getattr(model, "_weights_processed", False) or getattr(model, "compatibility_mode", False))
+
+
+def hook_points(model: Model) -> Mapping[str, Any]:
+    """Every hook point by name; a bridge makes it anew each time, so ask once.
+
+    Not in the protocol `Model`, as whoever checks at run time whether something is one would make it each time.
+    """
+    return cast(Mapping[str, Any], cast(Any, model).hook_dict)
 
 
 def model_name(model: Model) -> str:
