@@ -32,6 +32,7 @@ FLOORS = {
     "trace": 4,
     "rome": 6,
     "memit": 6,
+    "export": 5,
     "evaluate": 7,
     "factworld": 8,
     "story": 9,
