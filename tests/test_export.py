@@ -164,6 +164,18 @@ def test_a_weight_off_by_one_rounding_is_another_checkpoint():
     check_untouched(model, hf_model, f"closest, {W_OUT.format(1)}, differs by .*e-0[789] of its norm")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", TWO_FAMILIES, ids=str)
+def test_one_entry_that_differs_by_more_than_rounding_is_enough(case, dtype):
+    model, _ = build(case, dtype)
+    hf_model = build_hf(case.family)
+    name = "model.layers.0.mlp.down_proj.weight" if case.family == "llama" else W_OUT.format(0)
+    with torch.no_grad():
+        # The weights and their edits are of the size of one.
+        hf_model.get_parameter(name)[3, 4] += 10 * torch.finfo(dtype).eps
+    check_untouched(model, hf_model, "no weight of hf_model is W_out of layer 0")
+
+
 def test_what_is_saved_and_loaded_says_what_the_edited_model_says(tmp_path):
     model, hf_model = gpt2(layers=(0, 2)), build_hf()
     to_hugging_face(model, hf_model)
@@ -227,17 +239,20 @@ def test_what_is_compared(monkeypatch):
     bare = replace(second, provenance=replace(second.provenance, prepend_bos=False), requests=REQUESTS[:1])
     bare.apply(model)
     hf_model.register_forward_pre_hook(
-        lambda _, __, inputs: seen.append((inputs["input_ids"][0].tolist(), inputs["attention_mask"].unique().item())),
+        lambda _, __, inputs: seen.append((inputs["input_ids"][0].tolist(), *facts(inputs["attention_mask"]))),
         with_kwargs=True,
     )
 
+    def facts(mask):
+        return mask.min().item(), torch.is_grad_enabled()
+
     def ids(text, bos):
-        return model.to_tokens(text, prepend_bos=bos)[0].tolist(), 1
+        return model.to_tokens(text, prepend_bos=bos)[0].tolist(), 1, False
 
     found = to_hugging_face(model, hf_model)
     expected = [ids(request.prompt, True) for request in REQUESTS] + [ids(REQUESTS[0].prompt, False)]
     assert seen == [*expected, ids(export.SENTENCE, False)]
-    assert found.n_tokens == sum(len(row) for row, _ in seen)
+    assert found.n_tokens == sum(len(row) for row, *_ in seen)
     seen.clear()
     again = build_hf()
     again.register_forward_pre_hook(

@@ -283,6 +283,8 @@ WRONG_TYPES = {
     "rome_update(torch.eye(3), torch.ones(3), torch.ones(4), torch.ones(1))": "v_star [1]",
     "rome_update(torch.eye(3), torch.ones(3), torch.ones(4), torch.ones(4), direction_key=torch.ones(1, 3))": "[1, 3]",
     "load_fact_model(interface='Bridge')": "interface is 'Bridge'",
+    "to_hugging_face(model, 'gpt2')": "hf_model is of type str",
+    "to_hugging_face(model, torch.nn.Linear(2, 2), tolerance='1')": "tolerance is '1'",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }
 
