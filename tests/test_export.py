@@ -176,6 +176,34 @@ def test_one_entry_that_differs_by_more_than_rounding_is_enough(case, dtype):
     check_untouched(model, hf_model, "no weight of hf_model is W_out of layer 0")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.skipif("HookedTransformer" not in INTERFACES, reason="no HookedTransformer in this TransformerLens")
+def test_weights_may_be_centred_and_nothing_else(dtype):
+    """Then a HookedTransformer does not tell that it is processed."""
+    model, hf_model = tiny_models.build("gpt2", "HookedTransformer", dtype=dtype), build_hf(dtype=dtype)
+    rest = ("fold_ln", "center_unembed", "refactor_factored_attn_matrices")
+    model.process_weights_(**dict.fromkeys(rest, False), center_writing_weights=True)
+    assert not host.is_processed(model)
+    assert host.w_out(model, 1).mean(-1).abs().max() < 1e-6
+    make_edit(model).apply(model)
+    assert to_hugging_face(model, hf_model).max_difference < 1e-4
+
+
+def test_below_the_least_normal_number_rounding_is_absolute():
+    def small(dtype):
+        hf_model = build_hf(dtype=FLOAT)
+        with torch.no_grad():
+            hf_model.get_parameter(W_OUT.format(1)).mul_(1e-6)
+        return hf_model.to(dtype)
+
+    case, tokenizer = tiny_models.Case("gpt2", INTERFACES[0], False), tiny_models.default_tokenizer("gpt2")
+    model = tiny_models.boot(small(torch.float16), tokenizer, case, torch.float16)
+    edit = make_edit(model)
+    edit.deltas[1].left[1:] = 0
+    edit.apply(model)
+    assert to_hugging_face(model, small(FLOAT)).parameters == {1: W_OUT.format(1)}
+
+
 def test_what_is_saved_and_loaded_says_what_the_edited_model_says(tmp_path):
     model, hf_model = gpt2(layers=(0, 2)), build_hf()
     to_hugging_face(model, hf_model)
@@ -449,6 +477,20 @@ def test_what_is_not_a_number_is_a_disagreement():
     model, hf_model = gpt2(), build_hf()
     hf_model.lm_head.register_forward_hook(lambda _, __, logits: logits * float("nan"))
     check_untouched(model, hf_model, "differ by nan nats")
+
+
+def test_a_difference_at_one_token_of_one_text_counts():
+    model, hf_model, calls = gpt2(), build_hf(), []
+
+    def disturb(_, __, logits):
+        calls.append(1)
+        changed = logits.clone()
+        changed[0, 2, 7] += 0.5 if len(calls) == 1 else 0.0
+        return changed
+
+    hf_model.lm_head.register_forward_hook(disturb)
+    check_untouched(model, hf_model, r"differ by 0\.[45]\d* nats")
+    assert len(calls) == 3
 
 
 def test_tokens_that_both_exclude_do_not_differ():
