@@ -34,6 +34,7 @@ FLOORS = {
     "trace": 4,
     "rome": 6,
     "memit": 6,
+    "export": 5,
     "evaluate": 7,
     "factworld": 8,
     "story": 9,
@@ -300,6 +301,8 @@ WRONG_TYPES = {
     "Edit.load(5)": "the path is 5",
     "own.save(None)": "the path is None",
     "applied_edits(5)": "found builtins.int",
+    "to_hugging_face(model, 'gpt2')": "hf_model is of type str",
+    "to_hugging_face(model, torch.nn.Linear(2, 2), tolerance='1')": "tolerance is '1'",
     "capture({}, 'x', 1.0)(torch.zeros(1, 2, 3))": "positions are 1.0",
 }
 

@@ -3,6 +3,7 @@
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.evaluate import Evaluation, evaluate
+from tl_edit.export import HuggingFaceExport, to_hugging_face
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.memit import (
@@ -50,6 +51,7 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "HuggingFaceExport",
     "KeyCache",
     "KeysValues",
     "KnownFact",
@@ -88,6 +90,7 @@ __all__ = [
     "rome_update",
     "second_moment",
     "shift",
+    "to_hugging_face",
     "tokenize_prompt",
     "trace_difference",
     "trace_facts",

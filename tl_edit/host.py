@@ -252,13 +252,18 @@ def check_ready(model: Model, operation: str) -> None:
     Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
     """
     for root in roots_of(model):
-        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
-            rate = _dropout_rate(module)
-            if module.training and rate > 0.0:
-                raise ValueError(
-                    f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
-                    "expected evaluation mode; call model.eval() first."
-                )
+        check_deterministic(root, operation, "model.eval()")
+
+
+def check_deterministic(root: nn.Module, operation: str, remedy: str) -> None:
+    """Refuse a module with active dropout anywhere inside; ``remedy`` is the call that ends it."""
+    for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
+        rate = _dropout_rate(module)
+        if module.training and rate > 0.0:
+            raise ValueError(
+                f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
+                f"expected evaluation mode; call {remedy} first."
+            )
 
 
 def roots_of(model: Model) -> list[nn.Module]:

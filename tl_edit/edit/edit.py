@@ -333,6 +333,15 @@ def applied_edits(model: Model) -> list[Edit]:
     Raises:
         ValueError: If the weights of an edited layer were changed from outside to something else.
     """
+    return edits_on(model, "listing the applied edits")
+
+
+def edits_on(model: Model, operation: str) -> list[Edit]:
+    """`applied_edits` for another operation.
+
+    Raises:
+        ValueError: As `applied_edits`, naming ``operation``.
+    """
     now = ledger_of(model).settle(model)
-    now.check_untouched(tuple(now.unexplained), "listing the applied edits")
+    now.check_untouched(tuple(now.unexplained), operation)
     return list(now.changes)
