@@ -121,7 +121,7 @@ def read_lookups(
     read: dict[str, list[Tensor]] = {name: [] for name in names}
     whole = attach.foreign_hook(model) is not None
     order: list[int] = []
-    for chunk in _chunks(prompts, batch_size, one_length=whole):
+    for chunk in chunks([len(prompt.tokens) for prompt in prompts], batch_size, one_length=whole):
         # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
         ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
         batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
@@ -139,11 +139,11 @@ def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor,
     return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(wide)
 
 
-def _chunks(prompts: Sequence[tokens.Prompt], size: int, *, one_length: bool) -> Iterator[list[int]]:
-    """Indices of the prompts that run together; with ``one_length`` none of them needs padding."""
+def chunks(lengths: Sequence[int], size: int, *, one_length: bool) -> Iterator[list[int]]:
+    """Indices of the rows of these lengths that run together; with ``one_length`` none of them needs padding."""
     groups: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt.tokens) if one_length else 0, []).append(i)
+    for i, length in enumerate(lengths):
+        groups.setdefault(length if one_length else 0, []).append(i)
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
