@@ -184,8 +184,8 @@ class _OneLayer:
                 return divisor
         raise ValueError(
             f"Edit.hooks: {self.site.value} is not the MLP's output of layer {self.layer} over what "
-            f"{self.site.divisor} showed; expected the norm as TransformerLens computes it; put hooks of yours that change it behind those "
-            "of the edit, or write with edit.on(model)."
+            f"{self.site.divisor} showed; expected the norm as TransformerLens computes it; put hooks of yours that "
+            "change it behind those of the edit, or write with edit.on(model)."
         )
 
     def _shift(self, act: Tensor) -> tuple[Tensor, Tensor | None]:
