@@ -4,7 +4,7 @@ An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, its
 from the keys alone. Of a rank-one edit the length is ``|left . key| |right|``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -137,7 +137,12 @@ def collateral(
         raise ValueError(f"{operation}: batch_size is {batch_size!r}; expected 1 or more rows; the default is 64.")
     # Hooks of the user's may count positions, also from the end: they see texts whole and unpadded.
     whole = attach.foreign_hook(model) is not None
-    texts, rows, chosen = _asked(model, what, prepend_bos, operation, whole)
+    listed = _listed(what)
+    of_subjects = bool(listed) and isinstance(listed[0], EditRequest)
+    if of_subjects:
+        texts, rows, chosen = _subjects(model, as_requests(listed, operation), prepend_bos, whole)
+    else:
+        texts, rows, chosen = _texts(model, listed, prepend_bos, operation)
     shifts: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
     values: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
     order: list[int] = []
@@ -154,7 +159,7 @@ def collateral(
         edit=edit,
         layers=tuple(deltas),
         texts=texts,
-        of_subjects=isinstance(_first(what), EditRequest),
+        of_subjects=of_subjects,
         shift=torch.stack([torch.cat(shifts[layer])[back] for layer in deltas]),
         value_norm=torch.stack([torch.cat(values[layer])[back] for layer in deltas]),
         text_index=torch.tensor([i for i in range(len(rows)) for _ in chosen[i]]),
@@ -209,35 +214,31 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _first(what: object) -> object:
-    if isinstance(what, str | EditRequest) or not isinstance(what, Sequence):
-        return what
-    return next(iter(cast(Sequence[object], what)), None)
+def _listed(what: object) -> list[object]:
+    """One or several as a list, also from an iterator."""
+    several = isinstance(what, Sequence | Set | Iterator) and not isinstance(what, str)
+    return list(cast(Iterable[object], what)) if several else [what]
 
 
-def _asked(
-    model: Model, what: object, prepend_bos: bool, operation: str, whole: bool
-) -> tuple[tuple[str, ...], list[Int[Tensor, " pos"]], list[range]]:
-    """Texts, their tokens, and which positions of each are looked at."""
-    if isinstance(_first(what), EditRequest):
-        prompts = [
-            tokens.tokenize_request(model, request, prepend_bos=prepend_bos) for request in as_requests(what, operation)
-        ]
-        # Causal attention: what follows the subject cannot change what is read there, unless by a hook.
-        rows = [prompt.tokens if whole else prompt.tokens[: prompt.subject_last + 1] for prompt in prompts]
-        chosen = [range(prompt.subject_last, prompt.subject_last + 1) for prompt in prompts]
-        return tuple(prompt.text for prompt in prompts), rows, chosen
-    listed: list[object] = [what] if isinstance(what, str) else list(cast(Any, what)) if _is_listed(what) else [what]
+_Asked = tuple[tuple[str, ...], list[Int[Tensor, " pos"]], list[range]]
+"""Texts, their tokens, and which positions of each are looked at."""
+
+
+def _subjects(model: Model, requests: Sequence[EditRequest], prepend_bos: bool, whole: bool) -> _Asked:
+    prompts = [tokens.tokenize_request(model, request, prepend_bos=prepend_bos) for request in requests]
+    # Causal attention: what follows the subject cannot change what is read there, unless by a hook.
+    rows = [prompt.tokens if whole else prompt.tokens[: prompt.subject_last + 1] for prompt in prompts]
+    chosen = [range(prompt.subject_last, prompt.subject_last + 1) for prompt in prompts]
+    return tuple(prompt.text for prompt in prompts), rows, chosen
+
+
+def _texts(model: Model, listed: Sequence[object], prepend_bos: bool, operation: str) -> _Asked:
     if not listed or not all(isinstance(text, str) for text in listed):
         kinds = sorted({type(text).__name__ for text in listed}) or ["nothing"]
         raise ValueError(
             f"{operation}: found {', '.join(kinds)}; expected texts, or requests, not both; pass e.g. ['The Louvre is "
             "in', 'Rome is in']."
         )
-    texts = cast(list[str], listed)
+    texts = cast(Sequence[str], listed)
     rows = [tokens.encode(model, text, prepend_bos=prepend_bos) for text in texts]
     return tuple(texts), rows, [range(len(row)) for row in rows]
-
-
-def _is_listed(what: object) -> bool:
-    return isinstance(what, Sequence | set | frozenset) or hasattr(what, "__next__")
