@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 from tiny_models import HOOKED_TRANSFORMER, TRANSFORMER_BRIDGE, Case, available_cases
 
-from tl_edit import Edit, EditRequest, LowRank, causal_trace, extract_keys_values, host
+from tl_edit import Edit, EditRecord, EditRequest, LowRank, causal_trace, evaluate, extract_keys_values, host
 from tl_edit.attach import attached
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
@@ -438,6 +438,24 @@ def test_keys_and_values_under_the_hooks(case):
         found = extract_keys_values(model, request, (1, 2))
     assert furthest(found.keys[2], expected.keys[2]) < 1e-10
     assert furthest(found.values[1], expected.values[1]) < 1e-10
+
+
+@some_cases
+def test_scores_under_the_hooks_are_those_of_the_edit(case):
+    model = shared(case)
+    edit = make(model)
+    request = EditRequest("{} is in", SUBJECT, "Rome", "Paris")
+    record = EditRecord(request, neighborhood_prompts=("The Louvre is in the old city of",))
+    with model.hooks(fwd_hooks=edit.hooks()):
+        found = evaluate(model, record)
+    expected, without = evaluate(model, record, edit=edit), evaluate(model, record)
+
+    def probs(evaluation):
+        (scores,) = evaluation.scores
+        return torch.tensor([(each.prob_new, each.prob_true) for each in (*scores.efficacy, *scores.neighborhood)])
+
+    assert torch.allclose(probs(found), probs(expected), rtol=1e-5, atol=0)
+    assert not torch.allclose(probs(without), probs(expected), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("interface", INTERFACES)

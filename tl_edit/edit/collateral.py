@@ -15,7 +15,6 @@ from torch import Tensor
 from tl_edit import attach, forward, host, show, tokens
 from tl_edit.edit.low_rank import LowRank
 from tl_edit.host import Model, NamedHook
-from tl_edit.keys import chunks
 from tl_edit.request import EditRequest, as_requests
 
 By = Literal["token", "text"]
@@ -146,7 +145,7 @@ def collateral(
     shifts: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
     values: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
     order: list[int] = []
-    for part in chunks([len(row) for row in rows], batch_size, one_length=whole):
+    for part in tokens.chunks([len(row) for row in rows], batch_size, one_length=whole):
         batch = tokens.pad(model, [rows[i] for i in part])
         where = (
             torch.tensor([i for i, row in enumerate(part) for _ in chosen[row]]),
