@@ -70,9 +70,9 @@ def test_hooks_do_what_the_weights_do(case, dtype, atol):
     with edit.on(model):
         weights = log_probs(model)
     assert furthest(weights, before) > 0.2
-    for hooks in (edit.hooks(), edit.hooks(model)):
-        assert furthest(log_probs(model, hooks), weights) < atol
-    assert furthest(log_probs(model, edit.hooks(positions=torch.ones(3, 9).bool())), weights) < atol
+    # The largest of float32 is 9.3e-6, of log-probabilities down to -20: other machines may round otherwise.
+    for hooks in (edit.hooks(), edit.hooks(model), edit.hooks(positions=torch.ones(3, 9).bool())):
+        assert torch.allclose(log_probs(model, hooks), weights, atol=atol, rtol=atol / 10)
     # Nothing of it is the model itself, to the bit where no norm has to be computed again.
     nothing = furthest(log_probs(model, edit.hooks(scale=0)), before)
     again = case.family == "gemma2" and case.interface == HOOKED_TRANSFORMER
