@@ -9,35 +9,11 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from tl_edit import host
 from tl_edit.factworld import Fact, facts, load_fact_model
 from tl_edit.request import EditRequest
 
 # The models are tiny: one thread is fastest, and many threads on a busy machine can be a hundred times slower.
 torch.set_num_threads(1)
-
-
-def _remember_what_are_models():
-    """Ask a class once whether it is a `host.Model`, not at every checked call.
-
-    Before Python 3.12 asking reads `hook_dict`, which a bridge makes anew each time: three quarters of a test's time.
-    """
-    protocols, known = type(host.Model), set()
-    ask = protocols.__instancecheck__
-
-    def remembered(cls, instance):
-        if cls is not host.Model:
-            return ask(cls, instance)
-        if type(instance) in known:
-            return True
-        if ask(cls, instance):
-            known.add(type(instance))
-        return type(instance) in known
-
-    protocols.__instancecheck__ = remembered
-
-
-_remember_what_are_models()
 
 GOLDEN = Path(__file__).parent / "golden"
 

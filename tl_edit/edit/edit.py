@@ -215,6 +215,7 @@ class Edit(EditValue):
         (``mlp.hook_post``) before, and those that change or read the MLP's output (``hook_mlp_out``) behind, to see
         what the edited weights would do.
         Where the MLP's output is normalised (Gemma 2 and 3) the change comes before the norm, as that of the weights.
+        With a key/value cache, as in ``generate``, positions count within each pass.
 
         Args:
             model: The model they are for; None for one like that on which the edit was computed. HookedTransformer and
@@ -259,7 +260,8 @@ class Edit(EditValue):
 
         The shift at a key is ``key @ left @ right``, exactly; of a rank-one edit its length is ``|left . key|
         |right|``. In an edit of several layers, keys are those of the model with the earlier layers' changes on. The
-        model is left as it is; if the edit is applied already, the same is computed.
+        model is left as it is; if the edit is applied already, the same is computed. Hooks that are on the model take
+        part, so take off those of this edit.
 
         Args:
             model: The model to be edited, or edited with it already.
