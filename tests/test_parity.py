@@ -138,6 +138,6 @@ def test_processed_weights_give_the_same_edited_log_probs(golden, interface):
             prepend_bos=False,
             apply=False,
         )
-        with edit.on(model):
+        with edit.on(model, allow_mismatch=True):
             edited = log_probs_after(model, request.prompt)
         assert (edited.double() - golden.rome_tensors[f"{case_id}.edited_logprobs"]).abs().max() < 1e-4

@@ -4,6 +4,7 @@ from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Evaluation, evaluate
+from tl_edit.export import HuggingFaceExport, to_hugging_face
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.memit import (
@@ -52,6 +53,7 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "HuggingFaceExport",
     "Interference",
     "KeyCache",
     "KeysValues",
@@ -93,6 +95,7 @@ __all__ = [
     "rome_update",
     "second_moment",
     "shift",
+    "to_hugging_face",
     "tokenize_prompt",
     "trace_difference",
     "trace_facts",

@@ -25,12 +25,13 @@ class Kind:
     """What to do where a file cannot be read."""
 
 
-def write(path: Path, kind: Kind, tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> None:
+def write(given: str | Path, kind: Kind, tensors: Mapping[str, Tensor], plain: Mapping[str, object]) -> None:
     """Write tensors, plain values as JSON, and a hash of both; the file is there whole or not at all.
 
     Raises:
         ValueError: If it cannot be written.
     """
+    path = _as_path(given, kind)
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = json.dumps(plain)
     half = path.with_name(path.name + ".part")
@@ -44,13 +45,13 @@ def write(path: Path, kind: Kind, tensors: Mapping[str, Tensor], plain: Mapping[
         ) from error
 
 
-def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(given: str | Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and plain values that `write` wrote.
 
     Raises:
         ValueError: If the file is not such a one, or is damaged.
     """
-    tensors: dict[str, Tensor] = {}
+    path, tensors = _as_path(given, kind), dict[str, Tensor]()
     try:
         with cast(Any, safe_open)(str(path), framework="pt") as file:
             metadata = _metadata(path, kind, file)
@@ -63,12 +64,13 @@ def read(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, cast(dict[str, Any], json.loads(metadata["plain"]))
 
 
-def read_plain(path: Path, kind: Kind) -> dict[str, Any]:
+def read_plain(given: str | Path, kind: Kind) -> dict[str, Any]:
     """The plain values alone, from the file's head, unchecked.
 
     Raises:
         ValueError: If the file is not one of this kind.
     """
+    path = _as_path(given, kind)
     try:
         with cast(Any, safe_open)(str(path), framework="pt") as file:
             plain: object = json.loads(_metadata(path, kind, file)["plain"])
@@ -81,12 +83,22 @@ def read_plain(path: Path, kind: Kind) -> dict[str, Any]:
     return cast(dict[str, Any], plain)
 
 
-def unreadable(path: Path, kind: Kind, reason: str) -> ValueError:
+def unreadable(path: str | Path, kind: Kind, reason: str) -> ValueError:
     """The advice where a file cannot be read."""
     return ValueError(
         f"{kind.owner}.load: {path} cannot be read ({reason}); expected a file written by {kind.owner}.save; "
         f"{kind.remedy}."
     )
+
+
+def _as_path(given: object, kind: Kind) -> Path:
+    if not isinstance(given, str | Path):
+        raise ValueError(
+            f"{kind.owner} in a file: the path is {given!r}; expected a string or a Path; write e.g. "
+            "'edit.safetensors'."
+        )
+    # "~" is your home.
+    return Path(given).expanduser()
 
 
 def _metadata(path: Path, kind: Kind, file: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from tl_edit.host import HookFn, Model, NamedHook, mlp_of, model_name, n_layers, roots_of, value_name
+from tl_edit.host import HookFn, Model, NamedHook, hook_points, mlp_of, model_name, n_layers, roots_of, value_name
 
 
 def foreign_hook(model: Model) -> str | None:
@@ -78,7 +78,7 @@ def attached(
     Raises:
         ValueError: If a name is not a hook point of this model.
     """
-    points = model.hook_dict if points is None else points
+    points = hook_points(model) if points is None else points
     with ExitStack() as stack:
         for name, function in hooks:
             stack.callback(_attach(model, points, name, function))

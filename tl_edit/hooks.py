@@ -167,11 +167,17 @@ def _inside(act: Tensor, positions: Positions, what: str) -> list[int]:
     return inside(act.shape[1], positions, what)
 
 
-def inside(size: int, positions: Any, what: str, axis: str = "a sequence of {} tokens") -> list[int]:
+def inside(
+    size: int,
+    positions: Any,
+    what: str,
+    axis: str = "a sequence of {} tokens",
+    hint: str = "was the subject located in another prompt, or without its BOS?",
+) -> list[int]:
     """Positions along an axis of this size, counted from 0; refuses those outside of it.
 
     Raises:
-        ValueError: saying ``what`` they are for; ``axis`` describes the axis.
+        ValueError: saying ``what`` they are for, with a ``hint``; ``axis`` describes the axis.
     """
     if isinstance(positions, tuple):
         raise ValueError(
@@ -188,8 +194,7 @@ def inside(size: int, positions: Any, what: str, axis: str = "a sequence of {} t
         outside = [position for position in listed if not -size <= position < size]
     if outside:
         raise ValueError(
-            f"{what}: position {outside[0]} is outside {axis.format(size)}; expected 0 to {size - 1}; was the subject "
-            "located in another prompt, or without its BOS?"
+            f"{what}: position {outside[0]} is outside {axis.format(size)}; expected 0 to {size - 1}; {hint}"
         )
     return [position % size for position in listed]
 

@@ -49,11 +49,6 @@ class Model(Protocol):
     blocks: Any
     tokenizer: Any
 
-    @property
-    def hook_dict(self) -> Mapping[str, Any]:
-        """Every hook point by name."""
-        ...
-
     def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens of a string, ``[batch pos]``."""
         ...
@@ -119,6 +114,14 @@ def is_processed(model: Model) -> bool:
     return bool(getattr(model, "_weights_processed", False) or getattr(model, "compatibility_mode", False))
 
 
+def hook_points(model: Model) -> Mapping[str, Any]:
+    """Every hook point by name; a bridge makes it anew each time, so ask once.
+
+    Not in the protocol `Model`, as whoever checks at run time whether something is one would make it each time.
+    """
+    return cast(Mapping[str, Any], cast(Any, model).hook_dict)
+
+
 def model_name(model: Model) -> str:
     """The name the model was loaded under, or "unnamed"."""
     return str(getattr(model.cfg, "model_name", None) or "unnamed")
@@ -169,19 +172,26 @@ def resid_post_name(layer: int) -> str:
 def value_name(model: Model, layer: int) -> str:
     """Where the raw output of ``W_out`` (plus ``b_out``) is seen: ``[batch pos d_model]``.
 
-    A hook point's name, except on a HookedTransformer that normalises the MLP output (Gemma 2 and 3): no
+    A hook point's name, except on a HookedTransformer that normalises the MLP output (Gemma 2 and 3, OLMo 2): no
     hook point sees the raw output there, so the name is that of the MLP module, which `attach.attached` knows
     how to hook.
     """
     if interface(model) == "HookedTransformer":
         if "W_out" not in mlp_of(model, layer)._parameters:
             raise ValueError(_no_dense_w_out(layer))
-        post_norm = hasattr(model.blocks[layer], "ln2_post")
-        return f"blocks.{layer}.mlp" if post_norm else f"blocks.{layer}.hook_mlp_out"
+        return f"blocks.{layer}.mlp" if _norm_after(model, layer) else f"blocks.{layer}.hook_mlp_out"
     for part in ("out", "dense_out"):
         if part in mlp_of(model, layer)._modules:
             return f"blocks.{layer}.mlp.{part}.hook_out"
     raise ValueError(_no_dense_w_out(layer))
+
+
+def _norm_after(model: Model, layer: int) -> str | None:
+    """The module of a HookedTransformer's block that normalises the MLP's output; None where there is none."""
+    # OLMo 2 and 3 have no norm before the MLP; TransformerLens puts the one behind it where others have that.
+    behind = str(getattr(model.cfg, "original_architecture", None)) in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+    name = "ln2" if behind else "ln2_post"
+    return name if hasattr(getattr(model.blocks[layer], name, None), "hook_normalized") else None
 
 
 @dataclass(frozen=True)
@@ -194,23 +204,21 @@ class ValueSite:
     """Where that norm's divisor is seen; None where the raw output is."""
     eps: float = 0.0
     """What that norm adds to the mean square."""
-    centred: bool = False
-    """Whether that norm takes off the mean, as LayerNorm does and RMSNorm does not."""
 
 
 def value_site(model: Model, layer: int) -> ValueSite:
     """The hook points of a layer's value; like `value_name`, but always hook points.
 
-    A HookedTransformer that normalises the MLP output (Gemma 2 and 3) has none for the raw output. Its norm shows the
-    divisor and the quotient, whose product it is.
+    A HookedTransformer that normalises the MLP output (Gemma 2 and 3, OLMo 2) has none for the raw output. Its norm,
+    always an RMSNorm, shows the divisor and the quotient, whose product it is.
     """
     name = value_name(model, layer)
     if name != f"blocks.{layer}.mlp":
         return ValueSite(name)
-    norm = model.blocks[layer].ln2_post
-    centred = type(norm).__name__.startswith("LayerNorm")
-    prefix = f"blocks.{layer}.ln2_post"
-    return ValueSite(f"{prefix}.hook_normalized", f"{prefix}.hook_scale", float(norm.eps), centred)
+    norm = str(_norm_after(model, layer))
+    prefix = f"blocks.{layer}.{norm}"
+    eps = float(getattr(model.blocks[layer], norm).eps)
+    return ValueSite(f"{prefix}.hook_normalized", f"{prefix}.hook_scale", eps)
 
 
 # --- guards --------------------------------------------------------------------------------------------
@@ -249,13 +257,18 @@ def check_ready(model: Model, operation: str) -> None:
     Training mode alone is harmless (HookedTransformer reports it after loading) and is accepted.
     """
     for root in roots_of(model):
-        for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
-            rate = _dropout_rate(module)
-            if module.training and rate > 0.0:
-                raise ValueError(
-                    f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
-                    "expected evaluation mode; call model.eval() first."
-                )
+        check_deterministic(root, operation, "model.eval()")
+
+
+def check_deterministic(root: nn.Module, operation: str, remedy: str) -> None:
+    """Refuse a module with active dropout anywhere inside; ``remedy`` is the call that ends it."""
+    for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
+        rate = _dropout_rate(module)
+        if module.training and rate > 0.0:
+            raise ValueError(
+                f"{operation} needs a deterministic model; found active dropout (p = {rate}) at {name}; "
+                f"expected evaluation mode; call {remedy} first."
+            )
 
 
 def roots_of(model: Model) -> list[nn.Module]:

@@ -6,7 +6,7 @@ answers there. Keys depend on the text before the subject; ROME averages them ov
 prefixes (Meng et al. 2022, eq. 3).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +121,7 @@ def read_lookups(
     read: dict[str, list[Tensor]] = {name: [] for name in names}
     whole = attach.foreign_hook(model) is not None
     order: list[int] = []
-    for chunk in _chunks(prompts, batch_size, one_length=whole):
+    for chunk in tokens.chunks([len(prompt.tokens) for prompt in prompts], batch_size, one_length=whole):
         # Causal attention: what follows the lookup position cannot change what is read there, unless by a hook.
         ends = [len(prompts[i].tokens) if whole else prompts[i].subject_last + 1 for i in chunk]
         batch = tokens.pad(model, [prompts[i].tokens[:end] for i, end in zip(chunk, ends, strict=True)])
@@ -137,13 +137,3 @@ def _mean(over_prefixes: Float[Tensor, "request prefix width"]) -> Float[Tensor,
     """Mean over prefixes, summed in float64 and rounded once, to float32 at least: it goes into a solve."""
     wide = at_least_float32(over_prefixes).dtype
     return reduce(over_prefixes.double(), "request prefix width -> request width", "mean").to(wide)
-
-
-def _chunks(prompts: Sequence[tokens.Prompt], size: int, *, one_length: bool) -> Iterator[list[int]]:
-    """Indices of the prompts that run together; with ``one_length`` none of them needs padding."""
-    groups: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt.tokens) if one_length else 0, []).append(i)
-    for group in groups.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]

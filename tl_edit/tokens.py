@@ -9,7 +9,7 @@ Batches are padded on the right and always run with their attention mask, whatev
 prefers: positions then mean the same in every row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -231,3 +231,13 @@ def pad(model: Model, rows: Sequence[Int[Tensor, " _"]]) -> TokenBatch:
         tokens[i, : len(row)] = row
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     return TokenBatch(tokens=tokens.to(device), attention_mask=mask.long().to(device), lengths=lengths)
+
+
+def chunks(lengths: Sequence[int], size: int, *, one_length: bool) -> Iterator[list[int]]:
+    """Indices of the rows of these lengths that run together; with ``one_length`` none of them needs padding."""
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(length if one_length else 0, []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]

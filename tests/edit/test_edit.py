@@ -10,42 +10,13 @@ import pytest
 import tiny_models
 import torch
 from jaxtyping import TypeCheckError
+from some_edits import logits, make_edit, same, weights
 
-from tl_edit import Edit, EditRequest, LowRank, applied_edits, forget_edits, host
+from tl_edit import EditRequest, LowRank, applied_edits, forget_edits, host
 from tl_edit.edit.ledger import ledger_of
 
 CASES = tiny_models.available_cases(("gpt2", "llama", "gemma2"))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
-
-
-def make_edit(model, layers=(1,), seed=0, scale=0.3, rank=1) -> Edit:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> torch.Tensor:
-        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    shapes = {layer: host.w_out(model, layer).shape for layer in layers}
-    return Edit(
-        method="test",
-        deltas={layer: LowRank(random(shape[0], rank), random(rank, shape[1])) for layer, shape in shapes.items()},
-        requests=(REQUEST,),
-        config=None,
-        provenance=host.provenance(model, prepend_bos=True, seed=seed),
-    )
-
-
-def weights(model) -> list[torch.Tensor]:
-    return [host.w_out(model, layer).clone() for layer in range(host.n_layers(model))]
-
-
-def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def logits(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model(model.to_tokens("The Eiffel Tower is in")).double()
 
 
 @pytest.fixture(params=CASES, ids=str)
@@ -269,7 +240,9 @@ def test_changed_weights_are_not_called_edited_and_can_be_accepted():
     new_base = weights(model)
     forget_edits(model)
     assert applied_edits(model) == []
-    with edit.on(model):
+    with pytest.raises(ValueError, match="computed on other weights.*allow_mismatch=True"):
+        edit.apply(model)
+    with edit.on(model, allow_mismatch=True):
         assert not same(weights(model), new_base)
     assert same(weights(model), new_base)
 

@@ -13,6 +13,7 @@ import torch
 import tl_edit.memit.algebra as algebra
 import tl_edit.memit.loop as loop
 from tl_edit import (
+    Edit,
     EditRequest,
     MEMITConfig,
     SecondMoment,
@@ -358,7 +359,7 @@ class TestNothingIsLost:
             "second solve": (torch, "cholesky_solve", 2),
             "first write": (host, "write_w_out", 1),
             "second write": (host, "write_w_out", 2),
-            "edit": (loop, "Edit", 1),
+            "edit": (Edit, "of", 1),
             # After two provisional writes and two that take them back.
             "last write": (host, "write_w_out", 6),
         }[step]

@@ -66,7 +66,7 @@ class RecordedBlocks(Blocks):
         self._own_unembed = self._hooked_transformer and replaced_module(model) is None
         self.dim = 1 if self._hooked_transformer else 2
         # Bridges make it anew each time.
-        self._points = model.hook_dict
+        self._points = host.hook_points(model)
 
     @contextmanager
     def layer(

@@ -1,7 +1,8 @@
 """An edit as hooks: the same change, added where the MLP answers, without touching a weight."""
 
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +20,8 @@ Where = Positions | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] | None
 Rows = Positions | Bool[Tensor, " batch"] | None
 """Rows of the batch, or a mask of them."""
 
+_DIVISOR = "tl_edit_divisor"
+
 
 def named_hooks(
     deltas: Mapping[int, LowRank], sites: Mapping[int, ValueSite], *, scale: float, positions: Where, rows: Rows
@@ -35,6 +38,10 @@ class _Gate:
 
     def __init__(self, positions: Where, rows: Rows) -> None:
         self.positions, self.rows = positions, rows
+        # What can never be right is said at once, not in the middle of a run.
+        for name, given in (("positions", positions), ("rows", rows)):
+            if not (given is None or isinstance(given, slice) or _is_mask(given)):
+                inside(sys.maxsize, given, f"Edit.hooks ({name})")
 
     def of(self, shape: tuple[int, int]) -> Bool[Tensor, "batch pos"]:
         """As a mask over a batch of this shape.
@@ -45,8 +52,8 @@ class _Gate:
         batch, length = shape
         mask = torch.zeros(shape, dtype=torch.bool)
         chosen = _indices(self.rows, batch, "rows", "a batch of {} rows")
-        if isinstance(self.positions, Tensor) and self.positions.dtype == torch.bool:
-            given = self.positions.to("cpu")
+        if _is_mask(self.positions):
+            given = cast(Tensor, self.positions).to("cpu")
             if tuple(given.shape) not in ((length,), (1, length), shape):
                 raise ValueError(
                     f"Edit.hooks: the mask of positions is of shape {list(given.shape)} in a run of {batch} rows and "
@@ -61,18 +68,23 @@ class _Gate:
         return mask
 
 
+def _is_mask(given: object) -> bool:
+    return isinstance(given, Tensor) and given.dtype == torch.bool
+
+
 def _indices(given: Any, size: int, name: str, axis: str) -> list[int]:
     """Positions or rows as indices counted from 0."""
     if given is None:
         return list(range(size))
-    if isinstance(given, Tensor) and given.dtype == torch.bool:
+    if _is_mask(given):
         if tuple(given.shape) != (size,):
             raise ValueError(
                 f"Edit.hooks: the mask of {name} is of shape {list(given.shape)} in {axis.format(size)}; expected "
                 f"[{size}]; make it for this batch."
             )
         return list(map(int, given.nonzero().flatten()))
-    return inside(size, given, f"Edit.hooks ({name})", axis)
+    hint = "count the rows of this run." if name == "rows" else "count the tokens of this run, padding and BOS too."
+    return inside(size, given, f"Edit.hooks ({name})", axis, hint)
 
 
 class _OneLayer:
@@ -98,7 +110,9 @@ class _OneLayer:
 
     def begin(self, act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> None:
         """Look at the batch before the layer."""
-        self.kept = {"mask": None if self.gate is None else self.gate.of((act.shape[0], act.shape[1]))}
+        self._forget()
+        if self.gate is not None:
+            self.kept["mask"] = self.gate.of((act.shape[0], act.shape[1]))
 
     def keep_key(self, act: Float[Tensor, "*rows d_mlp"], hook: Any = None) -> None:
         """The key as ``W_out`` will see it."""
@@ -126,22 +140,25 @@ class _OneLayer:
     def add_before_norm(self, act: Float[Tensor, "batch pos d_model"], hook: Any = None) -> Tensor:
         """The value with the change, normalised anew."""
         shift, where = self._shift(act)
-        divisor: Tensor = self.kept["divisor"]
-        before, old = (act, divisor) if where is None else (act[where], divisor.expand(*act.shape[:-1], 1)[where])
-        if self.site.centred:
-            shift = shift - shift.mean(-1, keepdim=True)
+        divisor = self._divisor(act, hook).expand(*act.shape[:-1], 1)
+        before, old = (act, divisor) if where is None else (act[where], divisor[where])
         raw = at_least_float32(before) * old + shift
-        new = (raw / (raw.pow(2).mean(-1, keepdim=True) + self.site.eps).sqrt()).to(act.dtype)
-        if where is None:
-            return new
-        out = act.clone()
-        out[where] = new
-        return out
+        new = (raw.pow(2).mean(-1, keepdim=True) + self.site.eps).sqrt()
+        normed = (raw / new).to(act.dtype)
+        if where is not None:
+            divisor, out = divisor.clone(), act.clone()
+            divisor[where], out[where] = new.to(divisor.dtype), normed
+            new, normed = divisor, out
+        if hook is not None:
+            # Another edit of this layer comes after this one, perhaps, and has seen the old divisor only.
+            hook.ctx[_DIVISOR] = (self.kept["divisor"], new)
+            self.kept["ctx"] = hook.ctx
+        return normed
 
     def end(self, act: Tensor, hook: Any = None) -> None:
         """See after the layer that the change was added."""
         missed = "key" in self.kept
-        self.kept = {}
+        self._forget()
         if missed:
             raise ValueError(
                 f"Edit.hooks: {self.site.value} did not fire in layer {self.layer}, so nothing was added; expected the "
@@ -149,21 +166,46 @@ class _OneLayer:
                 "edit.hooks(model)."
             )
 
+    def _forget(self) -> None:
+        """Nothing of one pass is to be held after it, or seen in the next."""
+        self.kept.get("ctx", {}).pop(_DIVISOR, None)
+        self.kept = {}
+
+    def _divisor(self, act: Tensor, hook: Any) -> Tensor:
+        """What ``act`` was divided by: by the norm, or by an edit before this one."""
+        seen: Tensor | None = self.kept.get("divisor")
+        latest = (None, seen) if hook is None else hook.ctx.get(_DIVISOR, (None, seen))
+        divisor = latest[1] if latest[0] is seen else seen
+        if divisor is not None:
+            square = divisor.detach().pow(2)
+            mean = at_least_float32(act.detach()).pow(2).mean(-1, keepdim=True)
+            # Padding may hold what is not a number, which is no larger than anything.
+            if not ((mean * square + self.site.eps - square).abs() > 1e-3 * square).any():
+                return divisor
+        raise ValueError(
+            f"Edit.hooks: {self.site.value} is not the MLP's output of layer {self.layer} over what "
+            f"{self.site.divisor} showed; expected the norm as TransformerLens computes it; put hooks of yours that "
+            "change it behind those of the edit, or write with edit.on(model)."
+        )
+
     def _shift(self, act: Tensor) -> tuple[Tensor, Tensor | None]:
         """What is to be added, in at least float32, at the positions of the mask; None is everywhere."""
-        if "key" not in self.kept:
+        if "key" not in self.kept or (self.gate is not None and "mask" not in self.kept):
             raise ValueError(
                 f"Edit.hooks: {self.site.value} fired and no key was seen in layer {self.layer} before; expected all "
                 "hooks of the edit in one run, each once; pass the whole list that edit.hooks() gave."
             )
-        key, mask = at_least_float32(self.kept.pop("key")), self.kept["mask"]
+        key, mask = at_least_float32(self.kept.pop("key")), self.kept.get("mask")
         where = None
         if mask is not None:
             where = mask.to(act.device)
             # Some Hugging Face MLPs see [batch * pos, width].
             where = where.flatten() if act.ndim == 2 else where
-            key = key[where]
+            key = key[where.to(key.device)]
         place = (key.device, key.dtype)
         if place not in self.factors:
-            self.factors[place] = self.delta.at(*place)
+            # Kept for runs with gradients, too, which tensors made in inference mode refuse.
+            with torch.inference_mode(False):
+                there = self.delta.at(*place)
+                self.factors[place] = LowRank(there.left.clone(), there.right.clone())
         return self.factors[place].shift(key).to(act.device), where

@@ -4,7 +4,7 @@ An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, its
 from the keys alone. Of a rank-one edit the length is ``|left . key| |right|``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_edit import forward, host, show, tokens
+from tl_edit import attach, forward, host, show, tokens
 from tl_edit.edit.low_rank import LowRank
 from tl_edit.host import Model, NamedHook
 from tl_edit.request import EditRequest, as_requests
@@ -109,12 +109,12 @@ class Collateral:
         what = "subjects" if self.of_subjects else "tokens"
         return (
             f"Collateral({self.edit}: {len(self.str_tokens)} {what}, shift mean {float(self.total.mean()):.3g}, most "
-            f"{most.shift:.3g} at {most.token!r} of {most.text!r})"
+            f"{most.shift:.3g} at {most.token!r} of {_short(most.text)!r})"
         )
 
     def _repr_html_(self) -> str:
         rows = [
-            (f"{moved.shift:.3g} ({moved.relative:.0%})", f"{show.visible(moved.token)} · {moved.text}")
+            (f"{moved.shift:.3g} ({moved.relative:.0%})", f"{show.visible(moved.token)} · {_short(moved.text)}")
             for moved in self.top(10)
         ]
         return show.table([("shift (of the answer)", "token · text"), *rows])
@@ -134,24 +134,33 @@ def collateral(
     operation = "Edit.collateral"
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"{operation}: batch_size is {batch_size!r}; expected 1 or more rows; the default is 64.")
-    texts, rows, chosen = _asked(model, what, prepend_bos, operation)
+    # Hooks of the user's may count positions, also from the end: they see texts whole and unpadded.
+    whole = attach.foreign_hook(model) is not None
+    listed = _listed(what)
+    of_subjects = bool(listed) and isinstance(listed[0], EditRequest)
+    if of_subjects:
+        texts, rows, chosen = _subjects(model, as_requests(listed, operation), prepend_bos, whole)
+    else:
+        texts, rows, chosen = _texts(model, listed, prepend_bos, operation)
     shifts: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
     values: dict[int, list[Tensor]] = {layer: [] for layer in deltas}
-    for start in range(0, len(rows), batch_size):
-        part = range(start, min(start + batch_size, len(rows)))
+    order: list[int] = []
+    for part in tokens.chunks([len(row) for row in rows], batch_size, one_length=whole):
         batch = tokens.pad(model, [rows[i] for i in part])
         where = (
-            torch.tensor([i - start for i in part for _ in chosen[i]]),
-            torch.tensor([position for i in part for position in chosen[i]]),
+            torch.tensor([i for i, row in enumerate(part) for _ in chosen[row]]),
+            torch.tensor([position for row in part for position in chosen[row]]),
         )
         _read(model, batch, where, deltas, hooks, shifts, values)
+        order += [row for row in part for _ in chosen[row]]
+    back = torch.tensor(order).argsort(stable=True)
     return Collateral(
         edit=edit,
         layers=tuple(deltas),
         texts=texts,
-        of_subjects=isinstance(_first(what), EditRequest),
-        shift=torch.stack([torch.cat(shifts[layer]) for layer in deltas]),
-        value_norm=torch.stack([torch.cat(values[layer]) for layer in deltas]),
+        of_subjects=of_subjects,
+        shift=torch.stack([torch.cat(shifts[layer])[back] for layer in deltas]),
+        value_norm=torch.stack([torch.cat(values[layer])[back] for layer in deltas]),
         text_index=torch.tensor([i for i in range(len(rows)) for _ in chosen[i]]),
         positions=torch.tensor([position for places in chosen for position in places]),
         str_tokens=tuple(
@@ -200,35 +209,35 @@ def _lengths(rows: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
     return cast(Tensor, torch.linalg.vector_norm(rows, dim=-1))
 
 
-def _first(what: object) -> object:
-    if isinstance(what, str | EditRequest) or not isinstance(what, Sequence):
-        return what
-    return next(iter(cast(Sequence[object], what)), None)
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _asked(
-    model: Model, what: object, prepend_bos: bool, operation: str
-) -> tuple[tuple[str, ...], list[Int[Tensor, " pos"]], list[range]]:
-    """Texts, their tokens, and which positions of each are looked at."""
-    if isinstance(_first(what), EditRequest):
-        prompts = [
-            tokens.tokenize_request(model, request, prepend_bos=prepend_bos) for request in as_requests(what, operation)
-        ]
-        # Causal attention: what follows the subject cannot change what is read there.
-        rows = [prompt.tokens[: prompt.subject_last + 1] for prompt in prompts]
-        chosen = [range(prompt.subject_last, prompt.subject_last + 1) for prompt in prompts]
-        return tuple(prompt.text for prompt in prompts), rows, chosen
-    listed: list[object] = [what] if isinstance(what, str) else list(cast(Any, what)) if _is_listed(what) else [what]
+def _listed(what: object) -> list[object]:
+    """One or several as a list, also from an iterator."""
+    several = isinstance(what, Sequence | Set | Iterator) and not isinstance(what, str)
+    return list(cast(Iterable[object], what)) if several else [what]
+
+
+_Asked = tuple[tuple[str, ...], list[Int[Tensor, " pos"]], list[range]]
+"""Texts, their tokens, and which positions of each are looked at."""
+
+
+def _subjects(model: Model, requests: Sequence[EditRequest], prepend_bos: bool, whole: bool) -> _Asked:
+    prompts = [tokens.tokenize_request(model, request, prepend_bos=prepend_bos) for request in requests]
+    # Causal attention: what follows the subject cannot change what is read there, unless by a hook.
+    rows = [prompt.tokens if whole else prompt.tokens[: prompt.subject_last + 1] for prompt in prompts]
+    chosen = [range(prompt.subject_last, prompt.subject_last + 1) for prompt in prompts]
+    return tuple(prompt.text for prompt in prompts), rows, chosen
+
+
+def _texts(model: Model, listed: Sequence[object], prepend_bos: bool, operation: str) -> _Asked:
     if not listed or not all(isinstance(text, str) for text in listed):
         kinds = sorted({type(text).__name__ for text in listed}) or ["nothing"]
         raise ValueError(
             f"{operation}: found {', '.join(kinds)}; expected texts, or requests, not both; pass e.g. ['The Louvre is "
             "in', 'Rome is in']."
         )
-    texts = cast(list[str], listed)
+    texts = cast(Sequence[str], listed)
     rows = [tokens.encode(model, text, prepend_bos=prepend_bos) for text in texts]
     return tuple(texts), rows, [range(len(row)) for row in rows]
-
-
-def _is_listed(what: object) -> bool:
-    return isinstance(what, Sequence | set | frozenset) or hasattr(what, "__next__")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -68,11 +68,7 @@ class Edit(EditValue):
             ValueError: If there are no changes, or they do not fit the model.
         """
         operation = f"making an edit ({method})"
-        ready = {
-            layer: LowRank(delta.left.detach().to("cpu", torch.float64), delta.right.detach().to("cpu", torch.float64))
-            for layer, delta in deltas.items()
-        }
-        change = Change(method=method, deltas=ready)
+        change = Change(method=method, deltas=_as_deltas(deltas, operation))
         _check_shapes(model, change, operation, host.model_name(model))
         bos = tokens.resolve_bos(model, prepend_bos) if model.tokenizer is not None else bool(prepend_bos)
         return cls(
@@ -105,6 +101,7 @@ class Edit(EditValue):
                 written then.
         """
         operation = "applying an edit"
+        _check_flag(allow_mismatch, operation)
         ledger = ledger_of(model)
         _check_shapes(model, self, operation, self.provenance.model_name)
         now = ledger.settle(model)
@@ -218,6 +215,7 @@ class Edit(EditValue):
         (``mlp.hook_post``) before, and those that change or read the MLP's output (``hook_mlp_out``) behind, to see
         what the edited weights would do.
         Where the MLP's output is normalised (Gemma 2 and 3) the change comes before the norm, as that of the weights.
+        With a key/value cache, as in ``generate``, positions count within each pass.
 
         Args:
             model: The model they are for; None for one like that on which the edit was computed. HookedTransformer and
@@ -233,6 +231,7 @@ class Edit(EditValue):
                 positions and rows outside the batch, or a model of another width.
         """
         operation = "Edit.hooks"
+        _check_flag(allow_mismatch, operation)
         if model is not None:
             _check_shapes(model, self, operation, self.provenance.model_name)
             if not allow_mismatch:
@@ -261,7 +260,8 @@ class Edit(EditValue):
 
         The shift at a key is ``key @ left @ right``, exactly; of a rank-one edit its length is ``|left . key|
         |right|``. In an edit of several layers, keys are those of the model with the earlier layers' changes on. The
-        model is left as it is; if the edit is applied already, the same is computed.
+        model is left as it is; if the edit is applied already, the same is computed. Hooks that are on the model take
+        part, so take off those of this edit.
 
         Args:
             model: The model to be edited, or edited with it already.
@@ -284,8 +284,37 @@ class Edit(EditValue):
         return collateral(model, repr(self), self.deltas, what, hooks, prepend_bos=bos, batch_size=batch_size)
 
 
+def _as_deltas(deltas: object, operation: str) -> dict[int, LowRank]:
+    """Changes by layer, on the CPU in float64."""
+    example = "pass e.g. {5: LowRank(left, right)}, or {5: rome_update(...)}"
+    if not isinstance(deltas, Mapping):
+        raise ValueError(
+            f"{operation}: deltas is of type {type(deltas).__name__}; expected changes of W_out by layer; {example}."
+        )
+    ready: dict[Any, LowRank] = {}
+    for layer, delta in cast(Mapping[object, object], deltas).items():
+        if not isinstance(delta, LowRank):
+            raise ValueError(
+                f"{operation}: the change of layer {layer} is of type {type(delta).__name__}; expected LowRank; "
+                f"{example}."
+            )
+        ready[layer] = LowRank(
+            delta.left.detach().to("cpu", torch.float64), delta.right.detach().to("cpu", torch.float64)
+        )
+    return ready
+
+
+def _check_flag(allow_mismatch: object, operation: str) -> None:
+    if type(allow_mismatch) is not bool:
+        raise ValueError(
+            f"{operation}: allow_mismatch is {allow_mismatch!r}; expected True or False; leave it out unless other "
+            "weights than the edit was computed on are meant."
+        )
+
+
 def _check_shapes(model: Model, change: Change, operation: str, made_on: str) -> None:
     """Refuse a model that has not these layers in these sizes."""
+    host.interface(model)
     host.check_layers(model, tuple(change.deltas), operation)
     for layer, delta in change.deltas.items():
         weight = host.w_out(model, layer)
@@ -306,6 +335,15 @@ def applied_edits(model: Model) -> list[Edit]:
     Raises:
         ValueError: If the weights of an edited layer were changed from outside to something else.
     """
+    return edits_on(model, "listing the applied edits")
+
+
+def edits_on(model: Model, operation: str) -> list[Edit]:
+    """`applied_edits` for another operation.
+
+    Raises:
+        ValueError: As `applied_edits`, naming ``operation``.
+    """
     now = ledger_of(model).settle(model)
-    now.check_untouched(tuple(now.unexplained), "listing the applied edits")
+    now.check_untouched(tuple(now.unexplained), operation)
     return list(now.changes)

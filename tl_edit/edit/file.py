@@ -18,7 +18,7 @@ KIND = archive.Kind(owner="Edit", schema="tl_edit edit 1", remedy="restore the f
 _CLASS, _PAIRS, _FLOAT = "__class__", "__pairs__", "__float__"
 
 
-def write(path: Path, edit: Any) -> None:
+def write(path: str | Path, edit: Any) -> None:
     """Write an edit; see `Edit.save`."""
     operation = "Edit.save"
     tensors = {
@@ -37,7 +37,7 @@ def write(path: Path, edit: Any) -> None:
     archive.write(path, KIND, tensors, plain)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: str | Path) -> dict[str, Any]:
     """The fields of an edit; see `Edit.load`."""
     tensors, plain = archive.read(path, KIND)
     try:

@@ -7,8 +7,8 @@ Every write is the base plus the remaining changes in their order; nothing is ev
 Before anything is believed the hash is compared with the weights. Where they differ, and what happened is one of these,
 it is recognised by its bits:
 
-- the weights of an earlier state were loaded (the original ones, or those with the first few changes): then these
-  changes are the applied ones;
+- the weights of an earlier state that was written here were loaded (the original ones, or those with the first few
+  changes): then these changes are the applied ones;
 - the model was cast, as by ``model.to(torch.bfloat16)``: then the base is cast likewise, and the next write makes every
   edited layer the cast base plus the changes, as if they had been applied to the cast model.
 

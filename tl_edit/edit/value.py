@@ -87,7 +87,7 @@ class EditValue(Change):
         Raises:
             ValueError: If one of them is not among the edit's, or there are none.
         """
-        listed: list[Any] = list(chosen) if isinstance(cast(object, chosen), Sequence) else [chosen]
+        listed: list[Any] = list(chosen) if isinstance(cast(object, chosen), Sequence) else []
         if not listed or any(type(layer) is not int or layer not in self.deltas for layer in listed):
             raise ValueError(
                 f"choosing layers of {self!r}: {chosen!r}; expected some of {list(self.deltas)}; write e.g. "
@@ -134,7 +134,7 @@ class EditValue(Change):
         Raises:
             ValueError: If the file cannot be written, or the settings are something that a file cannot hold.
         """
-        file.write(Path(path), self)
+        file.write(path, self)
 
     @classmethod
     def load(cls: type[E], path: str | Path) -> E:
@@ -143,7 +143,7 @@ class EditValue(Change):
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        return cls(**file.read(Path(path)))
+        return cls(**file.read(path))
 
     # --- showing -----------------------------------------------------------------------------------
 

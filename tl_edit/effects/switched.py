@@ -56,7 +56,7 @@ def measured(
 def _hooks(model: Model, edits: Sequence[Edit], rows: Sequence[tuple[int, ...]]) -> list[NamedHook]:
     """Hooks that switch on in each row of a batch the edits that are named for it.
 
-    Edits of one row go in as their sum: where a norm follows the MLP, the hooks of one do not see what another's added.
+    Edits of one row go in as their sum: one set of hooks for each combination, and one sum, whatever their order.
     """
     hooks: list[NamedHook] = []
     for on in filter(None, dict.fromkeys(rows)):

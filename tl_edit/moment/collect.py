@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import attach, host, tokens
-from tl_edit.edit import applied_edits
+from tl_edit.edit import edits_on
 from tl_edit.forward import memory_advice
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
@@ -100,7 +100,7 @@ def second_moment(
         source.check_shared(own)
         found_on: dict[str, Any] = {**given, "max_length": max_length, "seed": seed, "batch_tokens": batch_tokens}
         found_on |= {"split_halves": split_halves, "hooks": attach.foreign_hook(model) or ""}
-        found_on |= {"edits": [repr(edit) for edit in applied_edits(model)]}
+        found_on |= {"edits": [repr(edit) for edit in edits_on(model, OPERATION)]}
         _agree(own, model, source, found_on | {"layers": list(layers), "ridge": ridge, "corpus": corpus})
         reader = Reader(model, source, own, max_length=max_length, **given)
         sums = Sums(model, layers, seed, split_halves)

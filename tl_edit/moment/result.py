@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_edit import archive, host
 from tl_edit.attach import foreign_hook
-from tl_edit.edit import applied_edits
+from tl_edit.edit import edits_on
 from tl_edit.host import Model, Provenance
 from tl_edit.moment import files, fingerprint
 from tl_edit.moment.convergence import Convergence, condition_number, split_half_cosines
@@ -229,7 +229,7 @@ class SecondMoment:
                 f"{operation}: the moment of layer {self.layer} was computed on {made_on.model_name}; this model is "
                 f"{host.model_name(model)}; {remedy}"
             )
-        if self.probe_keys is None or foreign_hook(model) or applied_edits(model):
+        if self.probe_keys is None or foreign_hook(model) or edits_on(model, operation):
             return
         found = fingerprint.probe_keys(model, [self.layer])[self.layer]
         distance = fingerprint.distance(found, self.probe_keys)
@@ -275,7 +275,7 @@ class SecondMoment:
             tensors[name] = tensors[name].to(dtype or torch.float64)
         if with_factor:
             tensors["cholesky"] = self.cholesky
-        archive.write(Path(path), files.KIND, tensors, plain)
+        archive.write(path, files.KIND, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "SecondMoment":
@@ -284,7 +284,7 @@ class SecondMoment:
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        tensors, plain = archive.read(Path(path), files.KIND)
+        tensors, plain = archive.read(path, files.KIND)
         factor = tensors.pop("cholesky", None)
         for name in {"matrix", "half_matrix"} & tensors.keys():
             tensors[name] = tensors[name].double()

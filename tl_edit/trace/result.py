@@ -125,7 +125,7 @@ class CausalTrace:
         tensors = {name: value.contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         plain["provenance"] = asdict(self.provenance)
-        archive.write(Path(path), FILE, tensors, plain)
+        archive.write(path, FILE, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "CausalTrace":
@@ -134,7 +134,7 @@ class CausalTrace:
         Raises:
             ValueError: If the file is not such a one, or is damaged.
         """
-        tensors, plain = archive.read(Path(path), FILE)
+        tensors, plain = archive.read(path, FILE)
         try:
             provenance = Provenance(**plain.pop("provenance"))
             lists: dict[str, Any] = {
@@ -145,9 +145,9 @@ class CausalTrace:
             samples = [trace.restored_samples[..., 0]] if trace.restored_samples is not None else []
             fits = all(tuple(table.shape) == shape for table in (trace.restored, trace.restored_prob, *samples))
         except Exception as error:  # whatever is wrong with it
-            raise archive.unreadable(Path(path), FILE, f"it is damaged: {error}") from error
+            raise archive.unreadable(path, FILE, f"it is damaged: {error}") from error
         if not fits:
-            raise archive.unreadable(Path(path), FILE, f"it is damaged: its tables are not {list(shape)}")
+            raise archive.unreadable(path, FILE, f"it is damaged: its tables are not {list(shape)}")
         return trace
 
     # --- pictures ----------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def _kinds(kinds: object, severed: object) -> tuple[Kind, ...]:
 
 def _check_sites(model: Model, kinds: tuple[Kind, ...], severed: Severed | None) -> None:
     """Refuse states that the model does not have."""
-    points = model.hook_dict
+    points = host.hook_points(model)
     wanted: list[Kind] = [*kinds] if severed is None else [*kinds, severed]
     for kind in wanted:
         # HookedTransformer has a hook point for the output of an MLP that is not there.

@@ -103,7 +103,7 @@ class TailEngine(Engine):
         if self.sites == ("resid_post",):
             return True
         contribution, value = f"blocks.{self.layer}.hook_mlp_out", host.value_name(self.model, self.layer)
-        if self.sites != ("value",) or contribution not in self.model.hook_dict:
+        if self.sites != ("value",) or contribution not in host.hook_points(self.model):
             return False
         if contribution == value:
             return True
