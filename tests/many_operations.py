@@ -139,6 +139,20 @@ def snapshot(twin):
     if then == dtype and same_base and twin.on[: len(on)] == on:
         twin.model.load_state_dict(state)
         twin.on, twin.expected = list(on), list(expected)
+    elif then == dtype and same_base:
+        # Other edits were in it: they are recognised, or refused; never believed off while they are in the weights.
+        now = twin.expected
+        twin.model.load_state_dict(state)
+        try:
+            listed = applied_edits(twin.model)
+        except ValueError:
+            pass
+        else:
+            other = Twin(twin.model, base=twin.base, on=listed, expected=twin.base)
+            other.wrote()
+            other.check()
+        for layer, weight in enumerate(now):
+            host.write_w_out(twin.model, layer, weight)
     twin.snapshot = ()
 
 

@@ -562,3 +562,11 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(agree, monkeypatch):
     assert n > 30
     assert written == agree
     assert same(bits(hf_model), before) != agree
+
+
+def test_a_model_that_was_cast_with_edits_on_can_be_exported():
+    model = tiny_models.build("gpt2")
+    make_edit(model, (0, 1)).apply(model)
+    model.to(torch.bfloat16)
+    hf_model = tiny_models.build_hf("gpt2", len(model.tokenizer), dtype=torch.bfloat16)
+    assert len(to_hugging_face(model, hf_model).parameters) == 2

@@ -1,7 +1,7 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
 from tl_edit.data import EditRecord
-from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits
+from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Evaluation, evaluate
 from tl_edit.export import HuggingFaceExport, to_hugging_face
@@ -99,4 +99,5 @@ __all__ = [
     "tokenize_prompt",
     "trace_difference",
     "trace_facts",
+    "undo_edits",
 ]

@@ -32,6 +32,11 @@ def write(given: str | Path, kind: Kind, tensors: Mapping[str, Tensor], plain: M
         ValueError: If it cannot be written.
     """
     path = _as_path(given, kind)
+    if path.is_dir() or not path.name:
+        raise ValueError(
+            f"{kind.owner}.save: {str(given)!r} is a folder; expected a file's path; write e.g. "
+            f"{str(path / 'result.safetensors')!r}."
+        )
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = json.dumps(plain)
     half = path.with_name(path.name + ".part")

@@ -8,7 +8,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -64,6 +64,28 @@ def as_hooks(hooks: object, operation: str) -> tuple[NamedHook, ...]:
         if len(parts) != 2 or not isinstance(parts[0], str) or not callable(parts[1]):
             raise ValueError(f"{operation}: hooks holds {reprlib.repr(cast(object, pair))}; {expected}.")
     return tuple(cast(Sequence[NamedHook], hooks))
+
+
+def functions_on(model: Model) -> Generator[Any, None, None]:
+    """The functions of all hooks that are attached, and what they close over, as TransformerLens wraps each hook."""
+    seen: set[int] = set()
+    waiting: list[Any] = [
+        function
+        for root in roots_of(model)
+        for module in root.modules()
+        for kind in ("_forward_hooks", "_forward_pre_hooks")
+        for function in cast(dict[int, Any], vars(module)[kind]).values()
+    ]
+    while waiting:
+        function = waiting.pop()
+        if id(function) in seen or not callable(function):
+            continue
+        seen.add(id(function))
+        yield function
+        waiting.extend([getattr(function, "func", None), *getattr(function, "args", ())])
+        for cell in getattr(function, "__closure__", None) or ():
+            with suppress(ValueError):  # A variable without a value yet.
+                waiting.append(cell.cell_contents)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_edit import forward, host, tokens
-from tl_edit.attach import as_hooks
+from tl_edit.attach import as_hooks, foreign_hook
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.host import Model, NamedHook, Provenance
@@ -204,7 +204,8 @@ def evaluate(
         records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`.
         edit: An edit to switch on; one that is applied already is left on.
         hooks: Hooks of your own for all passes, as (name, function) pairs, e.g. ``edit.hooks(model, scale=0.5)``. They
-            see batches of several prompts padded on the right, each followed by all tokens of an object but the last.
+            see batches of prompts of one length, without padding, as hooks do that are on the model already; each
+            prompt is followed by all tokens of an object but the last.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
         batch_size: Rows per forward pass.
@@ -234,7 +235,7 @@ def evaluate(
     sheet = Sheet(model, listed, bos)
     on = nullcontext() if edit is None or edit.is_applied(model) else edit.on(model)
     with on:
-        scores = sheet.scores(ready, batch_size)
+        scores = sheet.scores(ready, batch_size, unpadded=bool(ready))
     return Evaluation(scores=scores, provenance=host.provenance(model, prepend_bos=bos))
 
 
@@ -305,6 +306,15 @@ def opinions(model: Model, questions: Sequence[Question], hooks: Sequence[NamedH
     return found
 
 
+def batches(model: Model, questions: Sequence[Question], size: int, *, unpadded: bool = False) -> Iterable[list[int]]:
+    """Which questions run together: where the model carries hooks of the user's, those of one length.
+
+    A hook may count positions from the end, where padding would be.
+    """
+    lengths = [len(question.before) + len(question.target) - 1 for question in questions]
+    return tokens.chunks(lengths, size, one_length=unpadded or foreign_hook(model) is not None)
+
+
 class Sheet:
     """All questions of some records, tokenised once, to be asked once or several times."""
 
@@ -316,11 +326,14 @@ class Sheet:
             for prompt, answer in _questions(record)
         ]
 
-    def scores(self, hooks: Sequence[NamedHook], batch_size: int) -> tuple[RecordScores, ...]:
+    def scores(
+        self, hooks: Sequence[NamedHook], batch_size: int, *, unpadded: bool = False
+    ) -> tuple[RecordScores, ...]:
         """Ask them of the model as it is now, with ``hooks`` attached."""
-        starts = range(0, len(self.questions), batch_size)
-        parts = (opinions(self.model, self.questions[start : start + batch_size], hooks) for start in starts)
-        answered = iter([opinion for part in parts for opinion in part])
+        found: dict[int, Opinion] = {}
+        for chunk in batches(self.model, self.questions, batch_size, unpadded=unpadded):
+            found |= zip(chunk, opinions(self.model, [self.questions[i] for i in chunk], hooks), strict=True)
+        answered = iter([found[i] for i in range(len(self.questions))])
         return tuple(_collect(self.model, record, answered) for record in self.records)
 
 

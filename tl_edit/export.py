@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tl_edit import forward, host, tokens
 from tl_edit.attach import foreign_hook
 from tl_edit.edit import Edit, LowRank, edits_on, plus
+from tl_edit.edit.ledger import ledger_of
 from tl_edit.host import Model
 
 OPERATION = "to_hugging_face"
@@ -95,7 +96,9 @@ def to_hugging_face(
     layers = sorted({layer for edit in edits for layer in edit.deltas})
     _check_fresh(model, hf_model, layers)
     host.check_deterministic(hf_model, OPERATION, "hf_model.eval()")
-    places = [_place(model, hf_model, layer, edits) for layer in layers]
+    # What was cast with edits in it is their sum up to rounding only.
+    exact = not (host.is_processed(model) or ledger_of(model).settle(model).recast)
+    places = [_place(model, hf_model, layer, edits, exact=exact) for layer in layers]
     rows = _rows(model, edits, prepend_bos)
     allowed = _default_tolerance(model, hf_model) if tolerance is None else float(tolerance)
     try:
@@ -217,14 +220,14 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
-def _place(model: Model, hf_model: nn.Module, layer: int, edits: Sequence[Edit]) -> _Place:
+def _place(model: Model, hf_model: nn.Module, layer: int, edits: Sequence[Edit], *, exact: bool) -> _Place:
     """Where the edits of ``layer`` go, and the weights to write: each edit rounded once, as applying it does.
 
     Raises:
         ValueError: If there is no such place, or the weights would not be finite in its dtype.
     """
     changes = [edit.deltas[layer] for edit in edits if layer in edit.deltas]
-    name, weight = _find(model, hf_model, layer, changes)
+    name, weight = _find(model, hf_model, layer, changes, exact=exact)
     _check_alone(hf_model, name, weight)
     new = weight.cpu()
     for change in changes:
@@ -237,14 +240,16 @@ def _place(model: Model, hf_model: nn.Module, layer: int, edits: Sequence[Edit])
     return _Place(layer=layer, name=name, weight=weight, before=weight.clone(), new=new)
 
 
-def _find(model: Model, hf_model: nn.Module, layer: int, changes: Sequence[LowRank]) -> tuple[str, Tensor]:
+def _find(
+    model: Model, hf_model: nn.Module, layer: int, changes: Sequence[LowRank], *, exact: bool
+) -> tuple[str, Tensor]:
     """Name and writable ``[d_mlp d_model]`` view of the parameter that is ``W_out`` of ``layer`` without the changes.
 
     Raises:
         ValueError: If there is none, or more than one.
     """
     candidates = _candidates(model, hf_model, layer)
-    found = {name: weight for name, weight in candidates.items() if _is_base(model, layer, weight, changes)}
+    found = {name: weight for name, weight in candidates.items() if _is_base(model, layer, weight, changes, exact)}
     if not found:
         raise ValueError(_no_match(model, layer, candidates, changes))
     name, weight = next(iter(found.items()))
@@ -288,13 +293,10 @@ def _candidates(model: Model, hf_model: nn.Module, layer: int) -> dict[str, Tens
     return fitting
 
 
-def _is_base(model: Model, layer: int, weight: Tensor, changes: Sequence[LowRank]) -> bool:
-    """Whether ``weight`` plus the changes is ``W_out`` as it is now.
-
-    Bit for bit, if the model keeps its weights as they were loaded, in the same dtype; else up to rounding.
-    """
+def _is_base(model: Model, layer: int, weight: Tensor, changes: Sequence[LowRank], exact: bool) -> bool:
+    """Whether ``weight`` plus the changes is ``W_out`` as it is now: if ``exact``, in the same dtype bit for bit."""
     current = host.w_out(model, layer)
-    exact = weight.dtype == current.dtype and not host.is_processed(model)
+    exact = exact and weight.dtype == current.dtype
     eps = _coarseness(model, weight, current)
     base = weight.cpu()
     return _is_sum(current, base, base, changes, 0.0 if exact else eps) or _is_sum(

@@ -4,6 +4,7 @@ HTML uses inline styles only, no script and nothing from the network, so that it
 saved pages. Labels are escaped here and nowhere else.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
@@ -172,6 +173,11 @@ def plot_heatmaps(
     return axes[0] if len(axes) == 1 else axes
 
 
+def _wrapped(title: str) -> str:
+    """In lines that fit a small figure; matplotlib's own wrapping takes a dollar sign for mathematics."""
+    return "\n".join(textwrap.wrap(title, 60))
+
+
 def plot_lines(
     x: Float[Tensor, " point"],
     lines: Mapping[str, Float[Tensor, " point"]],
@@ -212,7 +218,7 @@ def plot_lines(
             drawn += other.plot(x[order].numpy(), values[order].numpy(), label=name, **look)
         other.set_ylabel(right_label)
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.set_title(title, fontsize="medium", parse_math=False, wrap=True)
+    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
     if drawn:
         # Below the axes, where it hides no line.
         axis.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=len(drawn), frameon=False)
@@ -231,7 +237,7 @@ def plot_points(
     axis.axhline(0, color="0.8", linewidth=1, zorder=0)
     axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.6)
     axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.set_title(title, fontsize="medium", parse_math=False, wrap=True)
+    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
     return _shown_once(made, axis)
 
 

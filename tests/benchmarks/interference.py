@@ -1,4 +1,6 @@
-"""Which ROME edits of the bundled model disturb each other: ``python tests/benchmarks/interference.py`` (three minutes).
+"""Which ROME edits of the bundled model disturb each other: ``python tests/benchmarks/interference.py``.
+
+Three minutes on one core.
 
 Ten or twelve edits of one relation, of four subjects with three facts each, and of random facts, with the second moment
 and with ``C = I``: the overlap of keys, what happens to the edited facts, and how well the one tells the other. Then

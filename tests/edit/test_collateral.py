@@ -377,7 +377,8 @@ def test_it_shows_itself():
     assert "3 subjects" in repr(edit.collateral(model, REQUESTS))
     shown = found._repr_html_()
     assert shown.count("<tr>") == 11
-    assert f"{most.shift:.3g} ({most.relative:.0%})" in shown
+    assert f">{most.shift:.3g}<" in shown
+    assert f">{most.relative:.1%}<" in shown
 
 
 def test_html_is_escaped_and_long_texts_are_shortened():
@@ -386,7 +387,7 @@ def test_html_is_escaped_and_long_texts_are_shortened():
     found = make(model).collateral(model, [hostile])
     checker = Checker()
     checker.feed(found._repr_html_())
-    assert checker.tags == {"table", "tr", "th", "td"}
+    assert checker.tags == {"div", "table", "tr", "th", "td"}
     assert "&lt;script&gt;" in found._repr_html_()
     long = "The city of Rome is old and " * 4
     found = make(model).collateral(model, long)
@@ -400,7 +401,8 @@ def test_a_frame_has_a_row_for_each_token_and_layer():
     model = shared(GPT2)
     found = make(model, (0, 2)).collateral(model, TEXTS)
     frame, n = found.to_dataframe(), len(found.str_tokens)
-    assert list(frame.columns) == ["layer", "token_index", "shift", "value_norm", "text", "position", "token"]
+    columns = ["layer", "token_index", "shift", "value_norm", "text_index", "position", "text", "token"]
+    assert list(frame.columns) == columns
     assert len(frame) == 2 * n
     for row in (0, n - 1, n, n + 3, 2 * n - 1):
         layer, token = divmod(row, n)
@@ -409,7 +411,7 @@ def test_a_frame_has_a_row_for_each_token_and_layer():
         assert there["token_index"] == token
         assert there["shift"] == float(found.shift[layer, token])
         assert there["value_norm"] == float(found.value_norm[layer, token])
-        assert there["text"] == int(found.text_index[token])
+        assert there["text_index"] == int(found.text_index[token])
         assert there["position"] == int(found.positions[token])
         assert there["token"] == found.str_tokens[token]
     assert frame.groupby("token_index")["shift"].sum().tolist() == pytest.approx(found.total.tolist())

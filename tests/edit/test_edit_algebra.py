@@ -151,3 +151,33 @@ def test_wrong_changes_are_refused(model):
     ):
         with pytest.raises(ValueError, match=words):
             Edit.of(model, deltas, method="mine")
+
+
+def test_the_callers_tensors_do_not_reach_an_edit():
+    model = tiny_models.build("gpt2")
+    deltas = random_deltas(model)
+    edit = Edit.of(model, deltas, method="mine").apply(model)
+    deltas[1].left.mul_(100)
+    assert float(edit.deltas[1].left.abs().max()) < 5
+    edit.undo(model)
+
+
+def test_edits_are_equal_by_what_they_change(model, pair):
+    first, second = pair
+    again = Edit.of(model, first.deltas, method=first.method)
+    assert again == first
+    assert again in (second, first)
+    assert len({first, again, second}) == 2
+    assert first != second
+    assert first != first.method
+
+
+def test_sums_are_named_by_their_parts(model, pair):
+    a = Edit.of(model, random_deltas(model, seed=5), method="A")
+    b = Edit.of(model, random_deltas(model, seed=6), method="B")
+    assert ((a + b) * 0.5 + (b + a) * 0.5).method == "0.5 * (A + B) + 0.5 * (B + A)"
+    assert (a - b + b).method == "A + -1 * B + B"
+    assert (a / 2).method == "0.5 * A"
+    with pytest.raises(ValueError, match="the divisor is 0"):
+        a / 0
+    assert tuple((a + pair[0]).layers({0, 1}).deltas) == (0, 1)

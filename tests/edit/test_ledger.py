@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from some_edits import both_interfaces, logits, make_edit, same, weights
 
-from tl_edit import applied_edits, forget_edits, host
+from tl_edit import applied_edits, forget_edits, host, undo_edits
 from tl_edit.edit.ledger import ledger_of
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -187,3 +187,81 @@ def test_a_second_wrapper_does_not_overwrite_the_first():
         first.undo(one)
     second.undo(two)
     first.undo(one)
+
+
+def test_a_state_with_undone_edits_is_not_believed_to_be_without(model):
+    base = weights(model)
+    first, second = make_edit(model, (0,), seed=1).apply(model), make_edit(model, (1,), seed=2).apply(model)
+    state = copy.deepcopy(model.state_dict())
+    second.undo(model)
+    model.load_state_dict(state)
+    for ask in (applied_edits, second.is_applied, second.undo, second.apply):
+        with pytest.raises(ValueError, match="layer 1 is again as it was with edits on that were undone since"):
+            ask(model)
+    assert first.is_applied(model), "another layer does not matter"
+    host.write_w_out(model, 1, base[1])
+    assert applied_edits(model) == [first]
+    first.undo(model)
+    model.load_state_dict(state)
+    with pytest.raises(ValueError, match="again as it was with edits on"):
+        applied_edits(model)
+    copied = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="again as it was with edits on"):
+        applied_edits(copied)
+    forget_edits(model)
+    assert applied_edits(model) == []
+
+
+def test_a_look_forgets_nothing(model):
+    first = make_edit(model, (0,), seed=1).apply(model)
+    early = copy.deepcopy(model.state_dict())
+    second = make_edit(model, (0, 1), seed=2).apply(model)
+    late = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        model.load_state_dict(early)
+        assert applied_edits(model) == [first]
+        model.load_state_dict(late)
+        assert applied_edits(model) == [first, second]
+
+
+def test_one_layer_put_back_alone_is_said_to_be_so(model):
+    edit = make_edit(model, (0, 1))
+    base = weights(model)
+    edit.apply(model)
+    host.write_w_out(model, 0, base[0])
+    with pytest.raises(ValueError, match=r"layer 0 was changed .* \(to what it was before the edits\)"):
+        edit.undo(model)
+
+
+def test_casts_by_way_of_both_halves_are_recognised(model):
+    edit = make_edit(model).apply(model)
+    model.half().to(torch.bfloat16).float()
+    assert edit.is_applied(model)
+    edit.undo(model)
+    assert applied_edits(model) == []
+
+
+def test_an_edit_fits_a_model_that_was_cast_and_back(model):
+    edit = make_edit(model)
+    model.to(torch.bfloat16).to(torch.float32)
+    edit.apply(model).undo(model)
+
+
+def test_all_can_be_taken_back_at_once(model):
+    base = weights(model)
+    edits = [make_edit(model, (seed % 3, 1), seed=seed).apply(model) for seed in (2, 3, 4)]
+    assert undo_edits(model) == edits
+    assert same(weights(model), base)
+    assert undo_edits(model) == applied_edits(model) == []
+
+
+def test_appending_is_summing_anew(model):
+    """`apply` adds to the weights there are; a model on which all is summed from the base must agree bit for bit."""
+    edits = [make_edit(model, (0, 1), seed=seed, rank=5).apply(model) for seed in range(6)]
+    base = ledger_of(model).layers[0].base
+    for edit in edits:
+        base = (base.double() + edit.deltas[0].left @ edit.deltas[0].right).to(base.dtype)
+    assert torch.equal(host.w_out(model, 0), base)
+    edits[0].undo(model)
+    edits[0].apply(model)
+    assert applied_edits(model) == [*edits[1:], edits[0]]

@@ -12,6 +12,7 @@ from real_edits import rome_edits
 from some_edits import make_edit, same, weights
 
 from tl_edit import EditRecord, EditRequest, applied_edits, dose_response, evaluate, forward
+from tl_edit.attach import attached
 
 CASES = tiny_models.available_cases(("gpt2", "gemma2"))
 RECORDS = (
@@ -233,7 +234,7 @@ def test_it_shows_itself():
     edit = replace(made, method="<b>$test$</b>")
     found = dose_response(model, edit, RECORDS, (0, 0.5), progress=False)
     assert "\n" not in repr(found)
-    assert re.search(r"at scales 0, 0.5: ES .*, PS .*, NS .*, KL 0 → ", repr(found))
+    assert re.search(r"at scales 0, 0.5: p\(new\) .*, ES .*, PS .*, NS .*, KL 0 → ", repr(found))
     page = found._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
@@ -280,3 +281,91 @@ def test_a_real_edit_takes_as_it_is_scaled_up_and_moves_more_either_way(fact_mod
     assert list(found.kl[:4]) == sorted(found.kl[:4], reverse=True)
     assert list(found.kl[3:]) == sorted(found.kl[3:])
     assert found.perplexity[8] > found.perplexity[3]
+
+
+def drop_the_last(act, hook):
+    """A user's hook that counts from the end, where padding would be."""
+    return torch.cat([act[:, :-1], 0 * act[:, -1:]], dim=1)
+
+
+def test_batches_do_not_matter_to_hooks_that_count_from_the_end():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    edit, found = make_edit(model), []
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", drop_the_last)]):
+        for size in (1, 3, 64):
+            response = dose_response(model, edit, RECORDS, (0, 1), texts=TEXTS, batch_size=size, progress=False)
+            judged = evaluate(model, RECORDS, batch_size=size)
+            probs = [
+                score.prob_new
+                for each in (*response.evaluations, judged)
+                for record in each.scores
+                for score in (*record.efficacy, *record.neighborhood)
+            ]
+            found.append([*probs, *response.kl, *response.perplexity])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0] == pytest.approx(found[2], rel=1e-9)
+    as_argument = [
+        evaluate(model, RECORDS, hooks=[("blocks.1.hook_resid_post", drop_the_last)], batch_size=size)
+        for size in (1, 64)
+    ]
+    first, second = ([score.efficacy[0].prob_new for score in each.scores] for each in as_argument)
+    assert first == pytest.approx(second, rel=1e-9)
+
+
+def test_an_edit_that_is_part_of_the_unedited_model_is_warned_of():
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model)
+    with (edit * 0.5).on(model), pytest.warns(UserWarning, match="is applied while .* part of what is called unedited"):
+        dose_response(model, edit, RECORDS, (0, 1), progress=False)
+    for hooked in (model.hooks(fwd_hooks=edit.hooks()), attached(model, edit.hooks())):
+        with hooked, pytest.warns(UserWarning, match="hooks of an edit are on the model while"):
+            dose_response(model, edit, RECORDS, (0, 1), progress=False)
+    with edit.on(model), pytest.warns(UserWarning, match="its hooks add it once more"):
+        edit.hooks(model)
+
+
+def test_records_of_another_subject_are_warned_of():
+    model = tiny_models.build("gpt2")
+    with pytest.warns(UserWarning, match="the records: not about a subject of the edit"):
+        dose_response(model, make_edit(model), RECORDS[1], (0, 1), progress=False)
+
+
+def test_scales_may_be_arrays_and_are_bounded():
+    numpy = pytest.importorskip("numpy")
+    model = tiny_models.build("gpt2")
+    for scales in (numpy.linspace(0, 1, 3), torch.linspace(0, 1, 3), [numpy.float32(0), numpy.int64(1)]):
+        try:
+            found = dose_response(model, make_edit(model), RECORDS[0], scales, progress=False)
+        except TypeCheckError:
+            continue
+        assert found.scales[0] == 0
+        assert found.scales[-1] == 1
+    for wrong in (10**400, 1e39, math.inf, math.nan):
+        with pytest.raises(ValueError, match="scales holds .*; expected numbers of at most 1e\\+06 in size"):
+            dose_response(model, make_edit(model), RECORDS[0], (0, wrong), progress=False)
+
+
+def test_records_without_a_true_object_show_the_new_ones_probability():
+    model = tiny_models.build("gpt2")
+    record = EditRecord(EditRequest("{} is in", "The Eiffel Tower", "Rome"))
+    found = dose_response(model, make_edit(model), record, (0, 1), progress=False)
+    probs = [evaluation.scores[0].efficacy[0].prob_new for evaluation in found.evaluations]
+    assert found.prob_new == pytest.approx(probs)
+    assert f"p(new) {probs[0]:.3f} → {probs[1]:.3f}" in repr(found)
+    assert "<th" in found._repr_html_()
+    assert "p(new)" in found._repr_html_()
+
+
+def test_other_facts_are_shown():
+    model = tiny_models.build("gpt2")
+    found = dose_response(model, make_edit(model), RECORDS, (0, 1), progress=False)
+    assert found.other_facts[0] == found.evaluations[0].other_facts
+    assert "other facts" in found._repr_html_()
+
+
+def test_a_title_with_dollars_can_be_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    model = tiny_models.build("gpt2")
+    edit = replace(make_edit(model), method="$x_$ " * 30)
+    axes = dose_response(model, edit, RECORDS[0], (0, 1), progress=False).plot()
+    axes.figure.savefig(tmp_path / "x.png")

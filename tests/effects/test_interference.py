@@ -251,10 +251,10 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_records_in_another_order_get_a_warning():
     model = tiny_models.build("gpt2")
-    with pytest.warns(UserWarning, match="record . is about") as caught:
+    with pytest.warns(UserWarning, match="not about a subject of edit") as caught:
         interference(model, three_edits(model), RECORDS[::-1], n_orders=1, progress=False)
     assert len(caught) == 2
-    assert re.search("record 0 is about 'The Louvre', and edit 0, .* is not; expected", str(caught[0].message))
+    assert re.search("record 0, 'The Louvre': not about a subject of edit 0, .*; expected", str(caught[0].message))
 
 
 def test_it_shows_itself():
@@ -314,3 +314,29 @@ def test_real_edits_of_one_subject_disturb_each_other_and_others_hardly(fact_mod
     assert float(found.before.max()) < 0.01
     assert float(found.alone.min()) > 0.5
     assert float(found.forgetting[-1]) < float(found.alone.mean())
+
+
+def test_batches_do_not_matter_to_hooks_that_count_from_the_end():
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+
+    def drop_the_last(act, hook):
+        return torch.cat([act[:, :-1], 0 * act[:, -1:]], dim=1)
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", drop_the_last)]):
+        found = [
+            interference(model, three_edits(model), RECORDS, n_orders=2, batch_size=size, progress=False)
+            for size in (1, 64)
+        ]
+    assert torch.allclose(found[0].together, found[1].together, rtol=1e-9, atol=0)
+    assert torch.allclose(found[0].retained, found[1].retained, rtol=1e-9, atol=0)
+
+
+def test_an_edit_that_does_nothing_has_no_overlap_and_two_edits_no_correlation():
+    model = tiny_models.build("gpt2")
+    first, second = three_edits(model)[:2]
+    found = interference(model, [first - first, second], RECORDS[:2], n_orders=1, progress=False)
+    assert found.overlap[0].isnan().all()
+    assert found.overlap[1].isfinite().all()
+    assert found.rank_correlation is None
+    assert "over 2 pairs" in repr(found)
+    assert "nan" not in found._repr_html_()

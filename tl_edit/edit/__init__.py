@@ -2,7 +2,7 @@
 
 from tl_edit.edit.base import Base
 from tl_edit.edit.collateral import Collateral
-from tl_edit.edit.edit import Edit, applied_edits, edits_on
+from tl_edit.edit.edit import Edit, applied_edits, edits_on, undo_edits
 from tl_edit.edit.ledger import check_untouched, forget_edits
 from tl_edit.edit.low_rank import LowRank, plus
 
@@ -16,4 +16,5 @@ __all__ = [
     "edits_on",
     "forget_edits",
     "plus",
+    "undo_edits",
 ]

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_edit import host
+from tl_edit.attach import functions_on
 from tl_edit.edit.low_rank import LowRank
 from tl_edit.forward import at_least_float32
 from tl_edit.hooks import Positions, inside
-from tl_edit.host import NamedHook, ValueSite
+from tl_edit.host import Model, NamedHook, ValueSite
 
 Where = Positions | Bool[Tensor, " pos"] | Bool[Tensor, "batch pos"] | None
 """Positions, or a mask of them: one for all rows, or one for each."""
@@ -33,13 +34,18 @@ def named_hooks(
     ]
 
 
+def is_hooked(model: Model) -> bool:
+    """Whether hooks of an edit are on the model."""
+    return any(isinstance(getattr(function, "__self__", None), _OneLayer) for function in functions_on(model))
+
+
 class _Gate:
     """Which positions of which rows are edited."""
 
     def __init__(self, positions: Where, rows: Rows) -> None:
-        self.positions, self.rows = positions, rows
+        self.positions, self.rows = _masks_as_tensors(positions), _masks_as_tensors(rows)
         # What can never be right is said at once, not in the middle of a run.
-        for name, given in (("positions", positions), ("rows", rows)):
+        for name, given in (("positions", self.positions), ("rows", self.rows)):
             if not (given is None or isinstance(given, slice) or _is_mask(given)):
                 inside(sys.maxsize, given, f"Edit.hooks ({name})")
 
@@ -68,6 +74,16 @@ class _Gate:
         return mask
 
 
+def _masks_as_tensors(given: Any) -> Any:
+    """Masks of numpy and lists of True and False as tensors; all else as it is."""
+    listed = cast(list[object], given if isinstance(given, list) else [])
+    of_bools = bool(listed) and all(type(each) is bool for each in listed)
+    kind = "" if isinstance(given, Tensor) else str(getattr(cast(object, given), "dtype", ""))
+    if of_bools or kind == "bool":
+        return torch.as_tensor(cast(Any, given))
+    return cast(Any, given)
+
+
 def _is_mask(given: object) -> bool:
     return isinstance(given, Tensor) and given.dtype == torch.bool
 
@@ -83,7 +99,12 @@ def _indices(given: Any, size: int, name: str, axis: str) -> list[int]:
                 f"[{size}]; make it for this batch."
             )
         return list(map(int, given.nonzero().flatten()))
-    hint = "count the rows of this run." if name == "rows" else "count the tokens of this run, padding and BOS too."
+    hint = "count the rows of this run."
+    if name == "positions":
+        hint = (
+            "count the tokens of this run, padding and BOS too; with a key/value cache a run has the new tokens only "
+            "(generate takes use_past_kv_cache=False)."
+        )
     return inside(size, given, f"Edit.hooks ({name})", axis, hint)
 
 

@@ -92,6 +92,12 @@ def _matches(weight: Tensor, known: Mapping[str, str]) -> bool:
     """Whether a weight is the known one, cast if need be to a dtype that both can be compared in."""
     own = str(weight.dtype).removeprefix("torch.")
     made_in = next(iter(known))
-    # Wider than the known one: casting may give it.
-    dtype = own if own in known else made_in if made_in in _NARROWER[own] else None
-    return dtype is not None and digest([weight.to(getattr(torch, dtype))]) == known[dtype]
+    if own in known and digest([weight]) == known[own]:
+        return True
+    for dtype in _NARROWER[own]:
+        narrow = weight.to(getattr(torch, dtype))
+        # Wider than the known one, or there and back: the same but for what the narrower dtype has lost.
+        lost = dtype == made_in or torch.equal(narrow.to(weight.dtype), weight)
+        if lost and dtype in known and digest([narrow]) == known[dtype]:
+            return True
+    return False

@@ -99,8 +99,9 @@ class Collateral:
             {"layer": self.layers, "token_index": range(len(self.str_tokens))},
             {"shift": self.shift, "value_norm": self.value_norm},
         )
-        for name, column in (("text", self.text_index), ("position", self.positions)):
+        for name, column in (("text_index", self.text_index), ("position", self.positions)):
             frame[name] = column.repeat(len(self.layers)).tolist()
+        frame["text"] = [self.texts[i] for i in frame["text_index"]]
         frame["token"] = list(self.str_tokens) * len(self.layers)
         return frame
 
@@ -114,10 +115,17 @@ class Collateral:
 
     def _repr_html_(self) -> str:
         rows = [
-            (f"{moved.shift:.3g} ({moved.relative:.0%})", f"{show.visible(moved.token)} · {_short(moved.text)}")
+            (
+                f"{moved.shift:.3g}",
+                f"{moved.relative:.1%}",
+                show.visible(moved.token),
+                str(moved.position),
+                show.visible(_short(moved.text)),
+            )
             for moved in self.top(10)
         ]
-        return show.table([("shift (of the answer)", "token · text"), *rows])
+        columns = ["shift", "of the answer", "token", "position", "text"]
+        return show.table(rows, columns=columns, heading=f"{self.edit}: what it moves most")
 
 
 def collateral(

@@ -7,6 +7,7 @@ and undoing writes this base plus the edits that remain, in their order. Nothing
 (`tl_edit.edit.ledger`). `Edit.hooks` adds the same without touching a weight.
 """
 
+import reprlib
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from tl_edit.edit.ledger import ledger_of
 from tl_edit.edit.low_rank import Change, LowRank, as_scale
 from tl_edit.edit.value import EditValue
 from tl_edit.host import Model, NamedHook
-from tl_edit.request import EditRequest
+from tl_edit.request import EditRequest, as_requests
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -44,7 +45,7 @@ class Edit(EditValue):
         deltas: Mapping[int, LowRank],
         *,
         method: str,
-        requests: Sequence[EditRequest] = (),
+        requests: EditRequest | Sequence[EditRequest] = (),
         config: Any = None,
         prepend_bos: bool | None = None,
         seed: int | None = None,
@@ -68,13 +69,14 @@ class Edit(EditValue):
             ValueError: If there are no changes, or they do not fit the model.
         """
         operation = f"making an edit ({method})"
+        host.interface(model)
         change = Change(method=method, deltas=_as_deltas(deltas, operation))
         _check_shapes(model, change, operation, host.model_name(model))
         bos = tokens.resolve_bos(model, prepend_bos) if model.tokenizer is not None else bool(prepend_bos)
         return cls(
             method=method,
             deltas=change.deltas,
-            requests=tuple(requests),
+            requests=as_requests(requests, operation) if requests else (),
             config=config,
             provenance=host.provenance(model, prepend_bos=bos, seed=seed),
             diagnostics=diagnostics or {},
@@ -105,7 +107,7 @@ class Edit(EditValue):
         ledger = ledger_of(model)
         _check_shapes(model, self, operation, self.provenance.model_name)
         now = ledger.settle(model)
-        if now.lists(self):
+        if self in now.changes:
             raise ValueError(
                 f"applying {self!r}: it is applied to this model already; expected each edit once; undo it first, "
                 "or, for twice the change, apply edit * 2."
@@ -113,7 +115,7 @@ class Edit(EditValue):
         now.check_untouched(tuple(self.deltas), operation)
         if not allow_mismatch:
             self.check_base(model, operation)
-        ledger.rewrite(model, now, [*now.changes, self], tuple(self.deltas))
+        ledger.append(model, now, self)
         return self
 
     def undo(self, model: Model) -> "Edit":
@@ -125,14 +127,14 @@ class Edit(EditValue):
         """
         ledger = ledger_of(model)
         now = ledger.settle(model)
-        if not now.lists(self):
+        if self not in now.changes:
+            now.check_untouched(tuple(self.deltas), f"undoing {self!r}")
             raise ValueError(
-                f"undoing {self!r}: it is not applied to this model; applied are {now.changes or 'none'}; "
+                f"undoing {self!r}: it is not applied to this model; applied are {reprlib.repr(now.changes)}; "
                 "undo it on the model that it was applied to."
             )
         now.check_untouched(tuple(self.deltas), "undoing an edit")
-        rest = [edit for edit in now.changes if edit.fingerprint != self.fingerprint]
-        ledger.rewrite(model, now, rest, tuple(self.deltas))
+        ledger.rewrite(model, now, [edit for edit in now.changes if edit != self], self.deltas)
         return self
 
     @contextmanager
@@ -170,16 +172,15 @@ class Edit(EditValue):
         """Whether this edit (or a copy of it) is written into ``model``; the weights themselves are looked at.
 
         Raises:
-            ValueError: If it was, but the weights of its layers were changed from outside since.
+            ValueError: If the weights of its layers were changed from outside since tl_edit wrote them.
         """
         now = ledger_of(model).settle(model)
-        if now.lists(self):
-            now.check_untouched(tuple(self.deltas), "asking whether an edit is applied")
-        return now.lists(self)
+        now.check_untouched(tuple(self.deltas), "asking whether an edit is applied")
+        return self in now.changes
 
     def _is_listed(self, model: Model) -> bool:
         """As last written, without a look at the weights."""
-        return any(edit.fingerprint == self.fingerprint for edit in ledger_of(model).changes)
+        return self in ledger_of(model).changes
 
     def check_base(self, model: Model, operation: str) -> None:
         """Refuse a model with other weights than the edit was computed on.
@@ -215,7 +216,9 @@ class Edit(EditValue):
         (``mlp.hook_post``) before, and those that change or read the MLP's output (``hook_mlp_out``) behind, to see
         what the edited weights would do.
         Where the MLP's output is normalised (Gemma 2 and 3) the change comes before the norm, as that of the weights.
-        With a key/value cache, as in ``generate``, positions count within each pass.
+        Positions and rows are those of each pass. With a key/value cache, as in ``generate``, a pass has the new tokens
+        only; `evaluate` and `causal_trace` make batches of their own, where rows mean nothing to you. While the hooks
+        are on a model that normalises, the norm's ``hook_scale`` shows the unedited divisor.
 
         Args:
             model: The model they are for; None for one like that on which the edit was computed. HookedTransformer and
@@ -236,6 +239,12 @@ class Edit(EditValue):
             _check_shapes(model, self, operation, self.provenance.model_name)
             if not allow_mismatch:
                 self.check_base(model, operation)
+            if as_scale(scale, operation) > 0 and self.is_applied(model):
+                warnings.warn(
+                    f"{operation}: {self!r} is applied to this model, and its hooks add it once more; expected it off; "
+                    "undo it first, or take it away by hooks with scale=-1.",
+                    stacklevel=2,
+                )
             sites = {layer: host.value_site(model, layer) for layer in self.deltas}
         elif self.base is not None:
             sites = self.base.sites
@@ -271,10 +280,15 @@ class Edit(EditValue):
             batch_size: Rows per forward pass.
             allow_mismatch: Whether the model may have other weights than the edit was computed on.
 
+        Returns:
+            `Collateral`: ``shift`` ``[layer token]`` in the units of the MLP's output; ``top(n, by="token")`` or
+            ``by="text"`` ranks, ``to_dataframe()`` has them all.
+
         Raises:
             ValueError: For nothing to look at, texts and requests mixed, active dropout, a model that does not fit.
         """
         operation = "Edit.collateral"
+        _check_flag(allow_mismatch, operation)
         host.check_ready(model, operation)
         _check_shapes(model, self, operation, self.provenance.model_name)
         bos = tokens.resolve_bos(model, self.provenance.prepend_bos if prepend_bos is None else prepend_bos)
@@ -298,9 +312,14 @@ def _as_deltas(deltas: object, operation: str) -> dict[int, LowRank]:
                 f"{operation}: the change of layer {layer} is of type {type(delta).__name__}; expected LowRank; "
                 f"{example}."
             )
-        ready[layer] = LowRank(
-            delta.left.detach().to("cpu", torch.float64), delta.right.detach().to("cpu", torch.float64)
-        )
+        for factor in (delta.left, delta.right):
+            if not isinstance(cast(object, factor), torch.Tensor) or not factor.is_floating_point():
+                raise ValueError(
+                    f"{operation}: a factor of layer {layer} is {reprlib.repr(factor)}; expected a floating point "
+                    "tensor; convert it, e.g. torch.as_tensor(...).double()."
+                )
+        # Copies: what the caller does with his tensors must not reach an edit that may be applied.
+        ready[layer] = LowRank(*(f.detach().to("cpu", torch.float64, copy=True) for f in (delta.left, delta.right)))
     return ready
 
 
@@ -336,6 +355,19 @@ def applied_edits(model: Model) -> list[Edit]:
         ValueError: If the weights of an edited layer were changed from outside to something else.
     """
     return edits_on(model, "listing the applied edits")
+
+
+def undo_edits(model: Model) -> list[Edit]:
+    """Take back all edits at once, bit for bit; returns those that were on, in their order.
+
+    Raises:
+        ValueError: If the weights of an edited layer were changed from outside. Nothing is written then.
+    """
+    edits = edits_on(model, "undoing all edits")
+    ledger = ledger_of(model)
+    now = ledger.settle(model)
+    ledger.rewrite(model, now, [], now.layers)
+    return edits
 
 
 def edits_on(model: Model, operation: str) -> list[Edit]:

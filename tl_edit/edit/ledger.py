@@ -12,10 +12,13 @@ it is recognised by its bits:
 - the model was cast, as by ``model.to(torch.bfloat16)``: then the base is cast likewise, and the next write makes every
   edited layer the cast base plus the changes, as if they had been applied to the cast model.
 
-Anything else is somebody else's work and is reported, never overwritten.
+Anything else is somebody else's work and is reported, never overwritten. So are weights with edits in them that come
+back to a layer which has no more: its base is let go with its last edit, hashes of what was written are not. The
+ledger is not made for several threads at once, and models that share weights (a shallow copy made before the first
+edit, two bridges over one Hugging Face model) have one each: edit through one of them.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -28,7 +31,9 @@ from tl_edit.edit.low_rank import Change, plus
 from tl_edit.host import Model
 
 _LEDGER = "_tl_edit_ledger"
-_VIA = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_HALVES = (torch.bfloat16, torch.float16)
+_VIA = ((), *((half,) for half in _HALVES), _HALVES, _HALVES[::-1], (torch.float32,))
+"""What a model may have been cast to before it came to the dtype that it has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +52,26 @@ class Settled:
 
     changes: list[Any]
     """The applied ones, in their order."""
-    bases: Mapping[int, Tensor]
-    """Of every edited layer, as of the dtype that the weights have now."""
-    unexplained: frozenset[int] = frozenset()
-    """Layers that somebody else changed."""
+    layers: Mapping[int, EditedLayer]
+    """Records of the edited layers as of now; bases in the dtype that the weights have now."""
+    unexplained: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Layers that somebody else changed, and how far that is known, in words."""
     recast: frozenset[int] = frozenset()
     """Layers that were cast since we last wrote them."""
 
-    def lists(self, change: Change) -> bool:
-        """Whether a change, or a copy of it, is among the applied ones."""
-        return any(other.fingerprint == change.fingerprint for other in self.changes)
+    @property
+    def bases(self) -> dict[int, Tensor]:
+        """Of every edited layer, as of the dtype that the weights have now."""
+        return {layer: record.base for layer, record in self.layers.items()}
 
     def check_untouched(self, layers: Sequence[int], operation: str) -> None:
         """Refuse layers that somebody else changed."""
         for layer in layers:
             if layer in self.unexplained:
                 raise ValueError(
-                    f"{operation}: W_out of layer {layer} was changed from outside since tl_edit last wrote it; "
-                    "expected it untouched (training, loading weights and weight processing all change it); "
-                    "put the weights back, load the model afresh, or accept them as the new base with "
-                    "tl_edit.forget_edits(model)."
+                    f"{operation}: W_out of layer {layer} {self.unexplained[layer]}; expected it as tl_edit last wrote "
+                    "it (training, loading weights and weight processing all change it); put the weights back, load "
+                    "the model afresh, or accept them as the new base with tl_edit.forget_edits(model)."
                 )
 
 
@@ -77,6 +82,9 @@ class Ledger:
     state: tuple[list[Any], dict[int, EditedLayer]] = field(
         default_factory=lambda: (list[Any](), dict[int, EditedLayer]())
     )
+    once: dict[int, set[str]] = field(default_factory=dict[int, set[str]])
+    """By layer: hashes of what was ever written there with changes in it. When a layer has none left, its base is let
+    go, and by these such weights are known if they are loaded back."""
 
     @property
     def changes(self) -> list[Any]:
@@ -85,99 +93,127 @@ class Ledger:
 
     @property
     def layers(self) -> dict[int, EditedLayer]:
-        """The edited layers."""
+        """The edited layers, as last written."""
         return self.state[1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Ledger":
         """A copy of the model shares what is never written to."""
-        return Ledger((list(self.changes), dict(self.layers)))
+        once = {layer: set(hashes) for layer, hashes in self.once.items()}
+        return Ledger((list(self.changes), dict(self.layers)), once)
 
     def settle(self, model: Model) -> Settled:
-        """Compare the weights with what was written, and recognise what happened to them since."""
-        found = {layer: digest([host.w_out(model, layer)]) for layer in self.layers}
+        """Compare the weights with what was written, and recognise what happened to them since; changes nothing."""
+        found = {layer: digest([host.w_out(model, layer)]) for layer in {*self.layers, *self.once}}
+        back = {
+            layer: "is again as it was with edits on that were undone since, as by a state dict that was loaded back"
+            for layer, hashes in self.once.items()
+            if layer not in self.layers and found[layer] in hashes
+        }
         if all(found[layer] == record.written for layer, record in self.layers.items()):
-            return Settled(self.changes, {layer: record.base for layer, record in self.layers.items()})
+            return Settled(self.changes, self.layers, back)
         stages = {
             layer: dict(self._stages(layer, host.w_out(model, layer).dtype, found[layer])) for layer in self.layers
         }
         n = len(self.changes)
-        together = [k for k in range(n, -1, -1) if all(k in known for known in stages.values())]
-        k = together[0] if together else n
+        k = next((k for k in range(n, -1, -1) if all(k in known for known in stages.values())), n)
         casts = {layer: known[k] for layer, known in stages.items() if k in known}
-        settled = Settled(
+        left = {layer for change in self.changes[:k] for layer in change.deltas}
+        unexplained = {
+            layer: "was changed from outside since tl_edit last wrote it"
+            + (" (to what it was before the edits)" if 0 in known else "")
+            for layer, known in stages.items()
+            if layer not in casts
+        }
+        return Settled(
             changes=self.changes[:k],
-            bases={layer: casts[layer](self.layers[layer].base) for layer in casts},
-            unexplained=frozenset(self.layers.keys() - casts.keys()),
-            recast=frozenset(layer for layer, cast_to in casts.items() if cast_to is not _as_is),
+            layers={
+                layer: EditedLayer(cast_to(self.layers[layer].base), found[layer])
+                for layer, cast_to in casts.items()
+                if layer in left
+            },
+            unexplained=back | unexplained,
+            recast=frozenset(layer for layer, cast_to in casts.items() if cast_to.steps and layer in left),
         )
-        if together and not settled.recast:
-            # Loading an earlier state made that the last one written.
-            left = {layer for change in settled.changes for layer in change.deltas}
-            kept = {layer: EditedLayer(self.layers[layer].base, found[layer]) for layer in self.layers if layer in left}
-            self.state = (settled.changes, kept)
-        return settled
 
-    def _stages(
-        self, layer: int, dtype: torch.dtype, found: str
-    ) -> Generator[tuple[int, Callable[[Tensor], Tensor]], None, None]:
+    def _stages(self, layer: int, dtype: torch.dtype, found: str) -> Generator[tuple[int, "_Cast"], None, None]:
         """With how many of the changes, and cast how, the base has the hash that was found."""
         weight = self.layers[layer].base
-        same: Callable[[Tensor], Tensor] | None = None
+        casts = [_Cast(())] if weight.dtype == dtype else []
+        casts += [_Cast((*via, dtype)) for via in _VIA]
+        same: _Cast | None = None
         for k in range(len(self.changes) + 1):
             delta = self.changes[k - 1].deltas.get(layer) if k else None
             if delta is not None:
                 weight = plus(weight, delta)
             if k == 0 or delta is not None:
-                casts = [_as_is] if weight.dtype == dtype else []
-                casts += [_Cast(via, dtype) for via in _VIA]
                 same = next((to for to in casts if digest([to(weight)]) == found), None)
             if same is not None:
                 yield k, same
 
-    def rewrite(self, model: Model, now: Settled, changes: list[Any], layers: Sequence[int]) -> None:
+    def append(self, model: Model, now: Settled, change: Change) -> None:
+        """Write a change on top of those that are on; on any failure all is as before.
+
+        Raises:
+            ValueError: If the result is not finite in the weights' dtype.
+        """
+        changes = [*now.changes, change]
+        # Of what was not cast, the weights are the sum of those that are on.
+        news = {
+            layer: plus(host.w_out(model, layer), delta)
+            for layer, delta in change.deltas.items()
+            if layer not in now.recast
+        }
+        news |= {layer: summed(now.bases[layer], layer, changes) for layer in now.recast}
+        self._write(model, now, changes, news)
+
+    def rewrite(self, model: Model, now: Settled, changes: list[Any], layers: Iterable[int]) -> None:
         """Make ``changes`` the applied ones by rewriting ``layers`` and what was cast; on any failure all is as before.
 
         Raises:
             ValueError: If the result is not finite in the weights' dtype.
         """
         targets = sorted({*layers, *now.recast})
-        bases = {
-            layer: now.bases[layer] if layer in now.bases else host.w_out(model, layer).clone() for layer in targets
-        }
-        news = {layer: summed(base, layer, changes) for layer, base in bases.items()}
-        befores = {layer: host.w_out(model, layer).clone() for layer in targets}
+        self._write(model, now, changes, {layer: summed(now.bases[layer], layer, changes) for layer in targets})
+
+    def _write(self, model: Model, now: Settled, changes: list[Any], news: Mapping[int, Tensor]) -> None:
+        befores = {layer: host.w_out(model, layer).clone() for layer in news}
+        for layer, new in news.items():
+            _check_finite(new, layer, befores[layer])
         still_edited = {layer for change in changes for layer in change.deltas}
         written = {
-            layer: EditedLayer(base=base, written=digest([news[layer]]))
-            for layer, base in bases.items()
+            layer: EditedLayer(base=now.bases.get(layer, befores[layer]), written=digest([new]))
+            for layer, new in news.items()
             if layer in still_edited
         }
-        untouched = {layer: record for layer, record in self.layers.items() if layer not in bases}
+        # Of layers that somebody else changed, the records stay for when they are put back.
+        records = {layer: self.layers[layer] for layer in now.unexplained if layer in self.layers}
+        records |= {layer: record for layer, record in now.layers.items() if layer not in news}
+        for layer, record in written.items():
+            # An edit too small for the dtype leaves the base.
+            if record.written != digest([record.base]):
+                self.once.setdefault(layer, set()).add(record.written)
         state = self.state
         try:
             for layer, new in news.items():
                 host.write_w_out(model, layer, new)
             # One step: an interrupt comes before it or after it.
-            self.state = (changes, untouched | written)
+            self.state = (changes, records | written)
         except BaseException:
             self.state = state
             host.put_back_w_out(model, befores)
             raise
 
 
-def _as_is(weight: Tensor) -> Tensor:
-    return weight
-
-
 @dataclass(frozen=True)
 class _Cast:
-    """To a dtype, perhaps by way of a narrower one, as in ``model.half().float()``."""
+    """Through dtypes, one after the other, as in ``model.half().float()``."""
 
-    via: torch.dtype
-    to: torch.dtype
+    steps: tuple[torch.dtype, ...]
 
     def __call__(self, weight: Tensor) -> Tensor:
-        return weight.to(self.via).to(self.to)
+        for dtype in self.steps:
+            weight = weight.to(dtype)
+        return weight
 
 
 def ledger_of(model: Model) -> Ledger:
@@ -217,9 +253,19 @@ def summed(base: Tensor, layer: int, changes: Sequence[Change]) -> Tensor:
         delta = change.deltas.get(layer)
         if delta is not None:
             weight = plus(weight, delta)
-    if not torch.isfinite(weight).all():
-        raise ValueError(
-            f"applying an edit: W_out of layer {layer} would not be finite in {base.dtype}; expected finite weights; "
-            "the edit is too large for this dtype; load the model in bfloat16 or float32."
-        )
+    _check_finite(weight, layer, base)
     return weight
+
+
+def _check_finite(new: Tensor, layer: int, before: Tensor) -> None:
+    if torch.isfinite(new).all():
+        return
+    if not torch.isfinite(before).all():
+        raise ValueError(
+            f"applying an edit: W_out of layer {layer} is not finite in this model as it is; expected finite weights; "
+            "load the model afresh, in a wider dtype if it overflowed."
+        )
+    raise ValueError(
+        f"applying an edit: W_out of layer {layer} would not be finite in {before.dtype}; expected finite weights; "
+        "the edit is too large for this dtype; load the model in bfloat16 or float32."
+    )

@@ -96,6 +96,11 @@ class Change:
         Raises:
             ValueError: If there are no layers, a layer is no integer, or factors do not fit or are not finite.
         """
+        if not isinstance(cast(object, self.method), str):
+            raise ValueError(
+                f"making an edit: method is {self.method!r} of type {type(self.method).__name__}; expected a name; "
+                "write e.g. method='ROME'."
+            )
         if not self.deltas or any(type(layer) is not int or layer < 0 for layer in self.deltas):
             raise ValueError(
                 f"{self.method} edit: the layers are {list(self.deltas)}; expected at least one, each an integer of 0 "
@@ -113,6 +118,13 @@ class Change:
                     "the second moment and the loss curve, or load the model in a wider dtype."
                 )
         object.__setattr__(self, "deltas", dict(sorted(self.deltas.items())))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same, or a copy: the same method and factors."""
+        return isinstance(other, Change) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
 """An edit as a value: what was asked, what changes, where it comes from; its algebra and its file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,6 +39,12 @@ class EditValue(Change):
 
     __rmul__ = __mul__
 
+    def __truediv__(self: E, divisor: float | int) -> E:
+        number = as_scale(divisor, f"dividing {self!r}")
+        if number == 0:
+            raise ValueError(f"dividing {self!r}: the divisor is 0; expected another number; write e.g. edit / 2.")
+        return self * (1 / number)
+
     def __neg__(self: E) -> E:
         return self * -1
 
@@ -62,7 +68,7 @@ class EditValue(Change):
             deltas[layer] = deltas[layer] + delta if layer in deltas else delta
         same_seed = self.provenance.seed == other.provenance.seed
         return replace(
-            self._derived(" + ".join(dict.fromkeys([*self.method.split(" + "), *other.method.split(" + ")])), deltas),
+            self._derived(self.method if self.method == other.method else f"{self.method} + {other.method}", deltas),
             requests=tuple(dict.fromkeys([*self.requests, *other.requests])),
             config=_joined(self.config, other.config),
             provenance=self.provenance if same_seed else replace(self.provenance, seed=None),
@@ -81,14 +87,16 @@ class EditValue(Change):
             return NotImplemented
         return self + -other
 
-    def layers(self: E, chosen: Sequence[int]) -> E:
+    def layers(self: E, chosen: Iterable[int]) -> E:
         """The part of the edit that changes these layers; ``tuple(edit.deltas)`` lists those it has.
 
         Raises:
             ValueError: If one of them is not among the edit's, or there are none.
         """
-        listed: list[Any] = list(chosen) if isinstance(cast(object, chosen), Sequence) else []
-        if not listed or any(type(layer) is not int or layer not in self.deltas for layer in listed):
+        given = cast(object, chosen)
+        listed: list[Any] = list(cast(Iterable[Any], given)) if isinstance(given, Iterable) else []
+        listed = [int(layer) if hasattr(layer, "__index__") else layer for layer in listed]
+        if not listed or any(layer not in self.deltas for layer in listed):
             raise ValueError(
                 f"choosing layers of {self!r}: {chosen!r}; expected some of {list(self.deltas)}; write e.g. "
                 f"edit.layers([{next(iter(self.deltas))}])."

@@ -7,7 +7,8 @@ from typing import cast
 
 from tl_edit import tokens
 from tl_edit.data import EditRecord, as_records
-from tl_edit.edit import Edit
+from tl_edit.edit import Edit, edits_on
+from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import Model
 
 
@@ -32,6 +33,15 @@ def check_edit(model: Model, edit: object, operation: str, why: str, *, allow_mi
     if edit.is_applied(model):
         raise ValueError(
             f"{operation}: {edit!r} is applied to this model; expected it off, as {why}; call edit.undo(model) first."
+        )
+    facts = set(edit.requests)
+    on = [other for other in edits_on(model, operation) if facts & set(other.requests)]
+    if on or (facts and is_hooked(model)):
+        found = f"{on[0]!r} is applied" if on else "hooks of an edit are on the model"
+        warnings.warn(
+            f"{operation}: {found} while {edit!r} is measured, and is part of what is called unedited; expected a "
+            "model without it; undo it or take the hooks off, or go on if this is meant.",
+            stacklevel=3,
         )
     # Checks the shapes, and the weights unless that is not wanted.
     edit.hooks(model, allow_mismatch=allow_mismatch)
@@ -82,12 +92,17 @@ def checked_records(records: object, edits: Sequence[Edit], operation: str) -> t
     for i, (record, edit) in enumerate(zip(listed, edits, strict=True)):
         subjects = [request.subject for request in edit.requests]
         if subjects and record.request.subject not in subjects:
-            warnings.warn(
-                f"{operation}: record {i} is about {record.request.subject!r}, and edit {i}, {edit!r}, is not; "
-                "expected the records in the order of the edits; sort them, or go on if this is meant.",
-                stacklevel=3,
-            )
+            warn_of_subject(operation, f"record {i}, {record.request.subject!r}", f"edit {i}", edit, stacklevel=3)
     return listed
+
+
+def warn_of_subject(operation: str, what: str, which: str, edit: Edit, *, stacklevel: int) -> None:
+    """Warn of records that are about none of an edit's subjects."""
+    warnings.warn(
+        f"{operation}: {what}: not about a subject of {which}, {edit!r}; expected records that judge it (of several "
+        "edits in their order); pass those, or go on if this is meant.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def check_integer(name: str, value: object, operation: str, *, least: int, default: int) -> None:
@@ -96,9 +111,10 @@ def check_integer(name: str, value: object, operation: str, *, least: int, defau
     Raises:
         ValueError: naming it.
     """
-    if type(value) is not int or value < least:
+    if type(value) is not int or not least <= value < 2**63:
         raise ValueError(
-            f"{operation}: {name} is {value!r}; expected an integer of {least} or more; the default is {default}."
+            f"{operation}: {name} is {value!r}; expected an integer of {least} or more, below 2**63; the default is "
+            f"{default}."
         )
 
 

@@ -7,6 +7,7 @@ much of it the fact needs, where it begins to cost, and whether a failed edit wa
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, cast, get_args
 
 import torch
@@ -14,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_edit import forward, host, show, tokens
+from tl_edit import attach, forward, host, show, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
-from tl_edit.effects.checked import check_edit
+from tl_edit.effects.checked import check_edit, warn_of_subject
 from tl_edit.evaluate import Evaluation, Group, Metric, Sheet, check_rows
 from tl_edit.host import Model, NamedHook, Provenance
 
+MOST_SCALE = 1e6
 SHORT: dict[Group, str] = {"efficacy": "ES", "paraphrase": "PS", "neighborhood": "NS"}
 
 
@@ -52,18 +54,30 @@ class DoseResponse:
         """EM, PM or NM by scale; see `Evaluation.magnitude`."""
         return tuple(evaluation.magnitude(group) for evaluation in self.evaluations)
 
+    @property
+    def prob_new(self) -> tuple[float, ...]:
+        """By scale: probability of the new object after the requests' prompts, mean over records."""
+        found = [[score.prob_new for each in one.scores for score in each.efficacy] for one in self.evaluations]
+        return tuple(sum(values) / len(values) for values in found)
+
+    @property
+    def other_facts(self) -> tuple[Metric | None, ...]:
+        """By scale: share of the subjects' other facts that are kept; see `Evaluation.other_facts`."""
+        return tuple(evaluation.other_facts for evaluation in self.evaluations)
+
     def to_dataframe(self) -> Any:
-        """A pandas frame: one row for each scale; what could not be measured is NaN.
+        """A pandas frame: one row for each scale, rates from 0 to 1; what could not be measured is NaN.
 
         Raises:
             ImportError: If pandas is not installed.
         """
-        columns: dict[str, Tensor] = {}
+        columns: dict[str, Tensor] = {"prob_new": _column(self.prob_new)}
         for group in get_args(Group):
             success = self.success(group)
             columns[group] = _column([metric and metric.mean for metric in success])
             columns[f"{group}_error"] = _column([metric and metric.standard_error for metric in success])
             columns[f"{group}_magnitude"] = _column([metric and metric.mean for metric in self.magnitude(group)])
+        columns["other_facts"] = _column([metric and metric.mean for metric in self.other_facts])
         columns["score"] = _column([evaluation.score for evaluation in self.evaluations])
         for name, values in (("kl", self.kl), ("perplexity", self.perplexity)):
             columns[name] = _column(values or [None] * len(self.scales))
@@ -93,20 +107,29 @@ class DoseResponse:
 
     def __repr__(self) -> str:
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
-        parts = [f"{name} {_arrows(self.success(group))}" for group, name in SHORT.items() if any(self.success(group))]
+        parts = [f"p(new) {_arrows([f'{value:.3f}' for value in self.prob_new])}"]
+        parts += [f"{name} {_arrows(self.success(group))}" for group, name in SHORT.items() if any(self.success(group))]
         if self.kl is not None:
             parts.append(f"KL {_arrows([f'{value:.3g}' for value in self.kl])}")
         return f"DoseResponse({self.edit} at scales {scales}: {', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        columns = ["scale", *(name for group, name in SHORT.items() if any(self.success(group)))]
+        columns = ["scale", "p(new)", *(name for group, name in SHORT.items() if any(self.success(group)))]
         measured = [("KL (nats)", self.kl), ("perplexity", self.perplexity)]
-        columns += [name for name, values in measured if values is not None]
+        columns += ["other facts"] * any(self.other_facts) + [name for name, values in measured if values is not None]
         rows: list[tuple[str, ...]] = []
         for i, (scale, evaluation) in enumerate(zip(self.scales, self.evaluations, strict=True)):
             rates = [str(evaluation.success(group)) for group in get_args(Group) if any(self.success(group))]
-            rows.append((f"{scale:g}", *rates, *(f"{values[i]:.4g}" for _, values in measured if values is not None)))
-        others = f", KL and perplexity over {len(self.texts)} texts" if self.texts else ""
+            rates += [str(self.other_facts[i])] * any(self.other_facts)
+            rows.append(
+                (
+                    f"{scale:g}",
+                    f"{self.prob_new[i]:.3f}",
+                    *rates,
+                    *(f"{values[i]:.4g}" for _, values in measured if values is not None),
+                )
+            )
+        others = f", KL and perplexity over {len(self.texts)} text{'s' * (len(self.texts) > 1)}" if self.texts else ""
         n = len(self.evaluations[0].scores)
         return show.table(
             rows, columns=columns, heading=f"{self.edit}: {n} record{'s' * (n > 1)}, success in %{others}"
@@ -150,6 +173,13 @@ def dose_response(
         allow_mismatch: Whether the model may have other weights than the edit was computed on.
         progress: Whether to show progress bars.
 
+    Returns:
+        By scale: an `Evaluation` of the records (``evaluations``; rates through ``success``, ``magnitude``),
+        ``prob_new``, ``kl`` (nats per token) and ``perplexity`` of the texts.
+
+    Warns:
+        UserWarning: If no record is about a subject of the edit, or an edit of the same facts is on.
+
     Raises:
         ValueError: If the edit is applied already or was computed on other weights; for scales that are none, no finite
             numbers or repeated; for no records; and what `evaluate` raises.
@@ -162,6 +192,8 @@ def dose_response(
     others = _neighborhoods(listed) if others is None else others
     host.check_ready(model, operation)
     check_edit(model, edit, operation, "its scale is switched by hooks", allow_mismatch=allow_mismatch)
+    if edit.requests and not {record.request.subject for record in listed} & {each.subject for each in edit.requests}:
+        warn_of_subject(operation, "the records", "the edit", edit, stacklevel=2)
     bos = tokens.resolve_bos(model, edit.provenance.prepend_bos if prepend_bos is None else prepend_bos)
     # Nothing at 0: behind a norm (Gemma 2) even adding zero rounds.
     hooks = [edit.hooks(model, scale=scale, allow_mismatch=True) if scale else [] for scale in numbers]
@@ -174,8 +206,11 @@ def dose_response(
             for each in tqdm(hooks, desc="evaluating scales", disable=not progress)
         ]
         sums = _Sums(len(numbers))
-        for start in tqdm(range(0, len(rows), batch_size), desc="reading texts", disable=not progress):
-            sums.add(model, tokens.pad(model, rows[start : start + batch_size]), hooks)
+        # Hooks of the user's may count from the end, where padding would be.
+        one_length = attach.foreign_hook(model) is not None
+        chunks = list(tokens.chunks([len(row) for row in rows], batch_size, one_length=one_length))
+        for chunk in tqdm(chunks, desc="reading texts", disable=not progress):
+            sums.add(model, tokens.pad(model, [rows[i] for i in chunk]), hooks)
     return DoseResponse(
         edit=repr(edit),
         scales=numbers,
@@ -204,8 +239,9 @@ class _Sums:
             scaled = forward.logits(model, batch, each) if each else base
             # Row by row: log-probabilities of a whole batch, in float64, are much larger than its logits.
             for row, length in enumerate(batch.lengths):
-                log_p, log_q = (_log_probs(model, logits[row, :length]) for logits in (base, scaled))
-                self.divergence[s] += _divergence(log_p, log_q)
+                log_q = _log_probs(model, scaled[row, :length])
+                if each:
+                    self.divergence[s] += _divergence(_log_probs(model, base[row, :length]), log_q)
                 following = batch.tokens[row, 1:length, None].to(log_q.device)
                 self.nll[s] -= float(log_q[:-1].gather(-1, following).sum())
 
@@ -254,15 +290,20 @@ def _checked_scales(scales: object, operation: str) -> tuple[float, ...]:
         ValueError: If there are none, one is no finite number, or one stands there twice.
     """
     example = "write e.g. scales=(0, 0.5, 1)"
-    if isinstance(scales, str) or not isinstance(scales, Sequence):
+    # Arrays of numpy and torch, too.
+    given: object = cast(Any, scales).tolist() if hasattr(scales, "tolist") else scales
+    if isinstance(given, str) or not isinstance(given, Sequence):
         raise ValueError(
             f"{operation}: scales is {scales!r} of type {type(scales).__name__}; expected several numbers; {example}."
         )
-    listed = list(cast(Sequence[object], scales))
+    listed = list(cast(Sequence[object], given))
     numbers: list[float] = []
     for scale in listed:
-        if isinstance(scale, bool) or not isinstance(scale, float | int) or not math.isfinite(scale):
-            raise ValueError(f"{operation}: scales holds {scale!r}; expected finite numbers; {example}.")
+        # What is beyond it does not fit the factors of any dtype.
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(cast(float, scale)) <= MOST_SCALE:
+            raise ValueError(
+                f"{operation}: scales holds {scale!r}; expected numbers of at most {MOST_SCALE:g} in size; {example}."
+            )
         numbers.append(float(scale))
     if not numbers or len(set(numbers)) < len(numbers):
         found = "has a number twice" if numbers else "is empty"

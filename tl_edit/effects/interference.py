@@ -4,11 +4,11 @@ An edit adds ``key @ left @ right`` to the answer of ``W_out`` at every key, so 
 of one layer that is all they do to each other there: what is known from the keys alone is exact for the answers of this
 layer's MLP, and says nothing of how the layers above make a word of them.
 
-Of ROME's edits of the bundled model the overlap is 0.02 to 0.09 in the median, and of the order of 1 among edits of one
-subject. It goes with the size of what happens to a fact (rank correlation 0.48 to 0.67 in six sets of edits), and hardly
-with its sign (-0.08 to 0.25): edits help each other, too. With ``C = I`` instead of the second moment the median is 0.36
-to 0.54, and the first of ten edits of ten subjects keeps 0.08 to 0.60 of probability after the other nine, where with
-the second moment it keeps 0.85 to 0.97 (``tests/benchmarks/interference.py``).
+Of ROME's edits of the bundled model the overlap is 0.02 to 0.09 in the median, and of the order of 1 among edits of
+one subject. In the six sets of edits of ``tests/benchmarks/interference.py`` it goes with the size of what happens to a
+fact (rank correlation 0.48 to 0.67), and hardly with its sign (-0.08 to 0.25): edits help each other, too. With ``C =
+I`` instead of the second moment the median is 0.36 to 0.54, and the first of ten edits of ten subjects keeps a
+probability of 0.08 to 0.60 after the other nine, where with the second moment it keeps 0.85 to 0.97.
 
 Changes of weights are added, and sums do not depend on the order (up to rounding, if they are written one by one); what
 depends on the order is who is how old, and how many others there are by then.
@@ -58,7 +58,8 @@ class Interference:
     ROME ``left`` is a unit vector, and this is the absolute value of the inner product."""
     overlap: Float[Tensor, "edit edit"]
     """``[i, j]``: how far edit j moves the MLP's answer at key i, over how far edit i itself does; lengths summed over
-    layers. 1 on the diagonal. Keys are those of the unedited model at the subject's last token."""
+    layers. 1 on the diagonal; a row of NaN where edit i does nothing at its own key. Keys are those of the unedited
+    model at the subject's last token."""
     orders: Int[Tensor, "order edit"]
     """The random orders in which the edits were switched on."""
     retained: Float[Tensor, "order age"]
@@ -99,7 +100,7 @@ class Interference:
     def rank_correlation(self) -> float | None:
         """Spearman's, between ``overlap[i, j]`` and ``loss[i, j]`` over all i and j that differ.
 
-        None if one of them is the same for all, or not a number.
+        None for two edits, and if one of them is the same for all, or not a number.
         """
         return spearman(_pairs(self.overlap), _pairs(self.loss))
 
@@ -140,7 +141,7 @@ class Interference:
             ImportError: If matplotlib is not installed.
         """
         found = self.rank_correlation
-        note = "" if found is None else f", rank correlation {found:+.2f}"
+        note = "" if found is None else f" ({len(_pairs(self.overlap))}), rank correlation {found:+.2f}"
         return show.plot_points(
             _pairs(self.overlap),
             _pairs(self.loss),
@@ -156,8 +157,9 @@ class Interference:
         before, alone, pair = (float(each.mean()) for each in (self.before, self.alone, _pairs(self.together)))
         return (
             f"Interference({len(self.edits)} edits: mean p(new) {before:.3f} before, {alone:.3f} alone, {pair:.3f} "
-            f"with one other, {float(self.forgetting[-1]):.3f} after all others; rank correlation of overlap and loss "
-            f"{shown[0]}, of overlap and size of the loss {shown[1]})"
+            f"with one other, {float(self.forgetting[-1]):.3f} after all others; rank correlation over "
+            f"{len(_pairs(self.overlap))} pairs of overlap and loss {shown[0]}, of overlap and size of the loss "
+            f"{shown[1]})"
         )
 
     def _repr_html_(self) -> str:
@@ -172,7 +174,7 @@ class Interference:
             unit="change of the row's p(new) by the column's edit",
         )
         overlap = show.heatmaps_html(
-            [self.overlap.nan_to_num(posinf=0.0)],
+            [self.overlap.nan_to_num()],
             titles=["overlap"],
             rows=rows,
             columns=numbers,
@@ -194,7 +196,7 @@ def _likelier(new: Tensor, true: Tensor) -> Tensor:
 
 def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None where one is constant or not finite."""
-    if not (first.isfinite().all() and second.isfinite().all()):
+    if len(first) < 3 or not (first.isfinite().all() and second.isfinite().all()):
         return None
     a, b = (ranks - ranks.mean() for ranks in (_ranks(first), _ranks(second)))
     size = float((a @ a * (b @ b)).sqrt())
@@ -235,6 +237,14 @@ def interference(
         batch_size: Rows per forward pass.
         allow_mismatch: Whether the model may have other weights than the edits were computed on.
         progress: Whether to show a progress bar.
+
+    Returns:
+        `Interference`: ``together`` ``[edit edit]`` (probabilities), ``overlap`` and ``inner`` ``[edit edit]`` (from
+        keys alone), ``retained`` ``[order age]`` (probabilities). It takes some ``n_orders n^2 / 2 + 2 n^2`` rows for n
+        edits; fewer orders are faster.
+
+    Warns:
+        UserWarning: If a record is about none of its edit's subjects, or an edit of the same facts is on.
 
     Raises:
         ValueError: For fewer than two edits, the same one twice, another number of records; edits that are applied or
@@ -302,7 +312,11 @@ def _from_keys(
             called = read.keys[layer].double() @ delta.left
             inner[:, j] += _lengths(called)
             shift[:, j] += _lengths(called @ delta.right)
-    return inner, shift / shift.diagonal()[:, None]
+    own = shift.diagonal()
+    norms = torch.tensor([sum(edit.norms.values()) for edit in edits], dtype=torch.float64)
+    lengths = sum(_lengths(read.keys[layer].double()) for layer in layers)
+    nothing = own <= 1e-12 * (1 + norms * lengths)
+    return inner, torch.where(nothing[:, None], math.nan, shift / own[:, None])
 
 
 def _lengths(rows: Float[Tensor, "edit _"]) -> Float[Tensor, " edit"]:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank
-from tl_edit.evaluate import Question, opinions
+from tl_edit.evaluate import Question, batches, opinions
 from tl_edit.host import Model, NamedHook
 
 About = Literal["new", "true"]
@@ -45,8 +45,9 @@ def measured(
     found = dict.fromkeys(wanted, math.nan)
     # Rows with the same edits on stand together, and share their hooks.
     listed = sorted(asked for asked in found if asked[1:] in questions)
-    for start in tqdm(range(0, len(listed), batch_size), desc="switching edits", disable=not progress):
-        chunk = listed[start : start + batch_size]
+    together = list(batches(model, [questions[asked[1:]] for asked in listed], batch_size))
+    for indices in tqdm(together, desc="switching edits", disable=not progress):
+        chunk = [listed[i] for i in indices]
         hooks = _hooks(model, edits, [on for on, _, _ in chunk])
         for asked, opinion in zip(chunk, opinions(model, [questions[each[1:]] for each in chunk], hooks), strict=True):
             found[asked] = opinion.prob
