@@ -2,16 +2,17 @@
 
 import contextlib
 import copy
-import sys
 from dataclasses import replace
 
 import pytest
+import some_edits
 import tiny_models
 import torch
 import transformers
+from interrupts import Interrupts
 from jaxtyping import TypeCheckError
 
-from tl_edit import Edit, EditRequest, LowRank, applied_edits, export, forward, host, to_hugging_face
+from tl_edit import Edit, EditRequest, applied_edits, export, forward, host, to_hugging_face
 
 CASES = tiny_models.available_cases()
 TWO_FAMILIES = tiny_models.available_cases(("gpt2", "llama"))
@@ -24,22 +25,14 @@ W_OUT = "transformer.h.{}.mlp.c_proj.weight"
 """Of GPT-2."""
 FLOAT = torch.float32
 REFUSED = (ValueError, TypeCheckError)
+WHERE, WHEN = ("tl_edit/export.py",), "_default_tolerance"
+"""What is interrupted, from where on: then everything is ready to be written."""
 
 
 def make_edit(model, layers=(1,), seed=0, scale=0.3) -> Edit:
-    generator = torch.Generator().manual_seed(seed)
-
-    def random(*shape: int) -> torch.Tensor:
-        return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    shapes = {layer: host.w_out(model, layer).shape for layer in layers}
-    return Edit(
-        method="test",
-        deltas={layer: LowRank(random(shape[0], 2), random(2, shape[1])) for layer, shape in shapes.items()},
-        requests=REQUESTS,
-        config=None,
-        provenance=host.provenance(model, prepend_bos=True, seed=seed),
-    )
+    """Of rank 2, with two requests, and without a base: it fits models of any weights."""
+    edit = some_edits.make_edit(model, layers, seed, scale, rank=2)
+    return replace(edit, requests=REQUESTS, base=None)
 
 
 def build(case, dtype=FLOAT):
@@ -513,32 +506,6 @@ def test_a_hook_on_the_model_is_named_as_the_cause(interface):
     assert "a hook at " in check_untouched(model, hf_model, "log-probabilities of both models differ")
 
 
-class Interrupts:
-    """Raises KeyboardInterrupt once, at the n-th line that runs in our file, as Ctrl-C may; counted from where
-    everything is ready to be written (`_default_tolerance` comes last before that)."""
-
-    def __init__(self, n):
-        self.left, self.raised, self.ready = n, False, False
-
-    def __call__(self, frame, event, arg):
-        if not frame.f_code.co_filename.endswith("tl_edit/export.py"):
-            return None
-        self.ready |= frame.f_code.co_name == "_default_tolerance"
-        if event == "line" and self.ready and not self.raised:
-            self.left -= 1
-            if self.left < 0:
-                self.raised = True
-                raise KeyboardInterrupt
-        return self
-
-    def __enter__(self):
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
-
-
 @pytest.mark.parametrize("agree", [True, False])
 def test_an_interrupt_at_any_line_leaves_all_or_nothing(agree, monkeypatch):
     """Also one while the weights are put back after a check that failed."""
@@ -552,7 +519,10 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(agree, monkeypatch):
     written = False
     while happened:
         result = None
-        with contextlib.suppress(KeyboardInterrupt, ValueError), Interrupts(n) as interrupts:
+        with (
+            contextlib.suppress(KeyboardInterrupt, ValueError),
+            Interrupts(n, "tl_edit/export.py", after="_default_tolerance") as interrupts,
+        ):
             result = to_hugging_face(model, hf_model)
         happened, n = interrupts.raised, n + 1
         if result is None:

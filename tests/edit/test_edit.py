@@ -2,13 +2,13 @@
 
 import contextlib
 import copy
-import sys
 import warnings
 from dataclasses import replace
 
 import pytest
 import tiny_models
 import torch
+from interrupts import Interrupts
 from jaxtyping import TypeCheckError
 from some_edits import logits, make_edit, same, weights
 
@@ -266,30 +266,6 @@ def test_an_edit_too_small_for_the_dtype_is_applied_all_the_same():
 
 
 FILES = ("tl_edit/edit/edit.py", "tl_edit/edit/ledger.py", "tl_edit/host.py")
-
-
-class Interrupts:
-    """Raises KeyboardInterrupt once, at the n-th line that runs in some of our files, as Ctrl-C may."""
-
-    def __init__(self, n, *names):
-        self.left, self.names, self.raised = n, names, False
-
-    def __call__(self, frame, event, arg):
-        if not frame.f_code.co_filename.endswith(self.names):
-            return None
-        if event == "line" and not self.raised:
-            self.left -= 1
-            if self.left < 0:
-                self.raised = True
-                raise KeyboardInterrupt
-        return self
-
-    def __enter__(self):
-        sys.settrace(self)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(None)
 
 
 @pytest.mark.parametrize("action", ["apply", "undo", "on"])
