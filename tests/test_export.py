@@ -521,7 +521,7 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(agree, monkeypatch):
         result = None
         with (
             contextlib.suppress(KeyboardInterrupt, ValueError),
-            Interrupts(n, "tl_edit/export.py", after="_default_tolerance") as interrupts,
+            Interrupts(n, *WHERE, after=WHEN) as interrupts,
         ):
             result = to_hugging_face(model, hf_model)
         happened, n = interrupts.raised, n + 1
