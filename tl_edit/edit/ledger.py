@@ -190,7 +190,7 @@ class Ledger:
         records |= {layer: record for layer, record in now.layers.items() if layer not in news}
         for layer, record in written.items():
             # An edit too small for the dtype leaves the base.
-            if record.written != digest([record.base]):
+            if not torch.equal(news[layer].cpu(), record.base.cpu()):
                 self.once.setdefault(layer, set()).add(record.written)
         state = self.state
         try:
