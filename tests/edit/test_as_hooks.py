@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 
 import pytest
+import some_edits
 import tiny_models
 import torch
 from jaxtyping import TypeCheckError
@@ -690,3 +691,17 @@ def test_a_copy_of_the_model_under_hooks_is_edited_too():
         copied, expected = copy.deepcopy(model), log_probs(model)
     assert furthest(log_probs(model), expected) > 0.1
     assert furthest(log_probs(copied), expected) < 1e-10
+
+
+def test_masks_of_numbers_are_refused_and_masks_are_copied():
+    model = tiny_models.build("gpt2")
+    edit, tokens = some_edits.make_edit(model), model.to_tokens("The Eiffel Tower is in")
+    length = tokens.shape[1]
+    for numbers in (torch.ones(length, dtype=torch.int64), torch.ones(length, dtype=torch.uint8), [1, 1]):
+        with pytest.raises(ValueError, match="some of them twice; expected each once, or a mask of True and False"):
+            edit.hooks(positions=numbers)
+    everywhere = model.run_with_hooks(tokens, fwd_hooks=edit.hooks())
+    for mask in (torch.ones(length, dtype=torch.bool), [True] * length):
+        hooks = edit.hooks(positions=mask)
+        mask[0] = False
+        assert torch.equal(model.run_with_hooks(tokens, fwd_hooks=hooks), everywhere)

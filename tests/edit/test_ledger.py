@@ -265,3 +265,61 @@ def test_appending_is_summing_anew(model):
     edits[0].undo(model)
     edits[0].apply(model)
     assert applied_edits(model) == [*edits[1:], edits[0]]
+
+
+@pytest.mark.parametrize("how", ["cast, save, undo, load", "save, undo, cast, load", "save, undo, load, cast"])
+@pytest.mark.parametrize("half", HALVES, ids=str)
+def test_a_cast_does_not_hide_an_edit_that_came_back(model, how, half):
+    edit, state = make_edit(model).apply(model), None
+    for step in how.split(", "):
+        if step == "cast":
+            model.to(half)
+        elif step == "save":
+            state = copy.deepcopy(model.state_dict())
+        elif step == "undo":
+            edit.undo(model)
+        else:
+            model.load_state_dict(state)
+    with pytest.raises(ValueError, match="again as it was with edits on that were undone since"):
+        applied_edits(model)
+
+
+def test_copies_of_a_weight_that_differ_are_seen():
+    if tiny_models.TRANSFORMER_BRIDGE not in tiny_models.interfaces():
+        pytest.skip("needs TransformerBridge")
+    original = tiny_models.build("llama", tiny_models.TRANSFORMER_BRIDGE, True)
+    model = copy.deepcopy(original)
+    if len(host.w_out_views(model, 1)) == 1:
+        pytest.skip("this version keeps one")
+    edit = make_edit(model).apply(model)
+    model.load_state_dict(original.state_dict())
+    with pytest.raises(ValueError, match="has two live copies in this model that differ"):
+        edit.undo(model)
+
+
+def test_training_after_all_is_undone_is_nobodys_business(model):
+    edit = make_edit(model)
+    edit.apply(model).undo(model)
+    host.write_w_out(model, 1, host.w_out(model, 1) * 1.01)
+    assert applied_edits(model) == []
+    with edit.on(model, allow_mismatch=True):
+        assert applied_edits(model) == [edit]
+
+
+def test_one_layer_does_not_hold_up_undoing_all_of_the_others(model):
+    first = make_edit(model, (1,), seed=1).apply(model)
+    state = copy.deepcopy(model.state_dict())
+    first.undo(model)
+    model.load_state_dict(state)
+    second = make_edit(model, (0,), seed=2).apply(model)
+    assert undo_edits(model) == [second]
+
+
+def test_changed_weights_are_said_to_be_so_before_all_else(model):
+    edit, other = make_edit(model).apply(model), make_edit(model, seed=5)
+    host.write_w_out(model, 1, host.w_out(model, 1) + 1)
+    with pytest.raises(ValueError, match="applying an edit: W_out of layer 1 was changed from outside"):
+        edit.apply(model, allow_mismatch=True)
+    assert other.hooks(model, allow_mismatch=True), "hooks write nothing"
+    with pytest.raises(ValueError, match="Edit.collateral: W_out of layer 1 was changed"):
+        other.collateral(model, "Rome is old")

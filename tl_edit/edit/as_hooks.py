@@ -1,5 +1,6 @@
 """An edit as hooks: the same change, added where the MLP answers, without touching a weight."""
 
+import reprlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -47,7 +48,12 @@ class _Gate:
         # What can never be right is said at once, not in the middle of a run.
         for name, given in (("positions", self.positions), ("rows", self.rows)):
             if not (given is None or isinstance(given, slice) or _is_mask(given)):
-                inside(sys.maxsize, given, f"Edit.hooks ({name})")
+                listed = inside(sys.maxsize, given, f"Edit.hooks ({name})")
+                if len(set(listed)) < len(listed):
+                    raise ValueError(
+                        f"Edit.hooks: {name} are {reprlib.repr(given)}, some of them twice; expected each once, or a "
+                        "mask of True and False; of a mask of numbers write mask.bool()."
+                    )
 
     def of(self, shape: tuple[int, int]) -> Bool[Tensor, "batch pos"]:
         """As a mask over a batch of this shape.
@@ -75,13 +81,13 @@ class _Gate:
 
 
 def _masks_as_tensors(given: Any) -> Any:
-    """Masks of numpy and lists of True and False as tensors; all else as it is."""
-    listed = cast(list[object], given if isinstance(given, list) else [])
-    of_bools = bool(listed) and all(type(each) is bool for each in listed)
-    kind = "" if isinstance(given, Tensor) else str(getattr(cast(object, given), "dtype", ""))
-    if of_bools or kind == "bool":
-        return torch.as_tensor(cast(Any, given))
-    return cast(Any, given)
+    """Masks of numpy and lists of True and False as tensors; copies, as the caller may go on to change his."""
+    if isinstance(given, Tensor):
+        return given.clone()
+    if isinstance(given, list):
+        listed = list(cast(list[object], given))
+        return torch.tensor(listed) if listed and all(type(each) is bool for each in listed) else listed
+    return torch.tensor(given) if str(getattr(given, "dtype", "")) == "bool" else given
 
 
 def _is_mask(given: object) -> bool:

@@ -107,12 +107,12 @@ class Edit(EditValue):
         ledger = ledger_of(model)
         _check_shapes(model, self, operation, self.provenance.model_name)
         now = ledger.settle(model)
+        now.check_untouched(tuple(self.deltas), operation)
         if self in now.changes:
             raise ValueError(
                 f"applying {self!r}: it is applied to this model already; expected each edit once; undo it first, "
                 "or, for twice the change, apply edit * 2."
             )
-        now.check_untouched(tuple(self.deltas), operation)
         if not allow_mismatch:
             self.check_base(model, operation)
         ledger.append(model, now, self)
@@ -239,7 +239,7 @@ class Edit(EditValue):
             _check_shapes(model, self, operation, self.provenance.model_name)
             if not allow_mismatch:
                 self.check_base(model, operation)
-            if as_scale(scale, operation) > 0 and self.is_applied(model):
+            if as_scale(scale, operation) > 0 and self in ledger_of(model).settle(model).changes:
                 warnings.warn(
                     f"{operation}: {self!r} is applied to this model, and its hooks add it once more; expected it off; "
                     "undo it first, or take it away by hooks with scale=-1.",
@@ -293,7 +293,9 @@ class Edit(EditValue):
         _check_shapes(model, self, operation, self.provenance.model_name)
         bos = tokens.resolve_bos(model, self.provenance.prepend_bos if prepend_bos is None else prepend_bos)
         hooks: list[NamedHook] = []
-        if not self.is_applied(model):
+        now = ledger_of(model).settle(model)
+        now.check_untouched(tuple(self.deltas), operation)
+        if self not in now.changes:
             hooks = self.hooks(model, allow_mismatch=allow_mismatch)
         return collateral(model, repr(self), self.deltas, what, hooks, prepend_bos=bos, batch_size=batch_size)
 
@@ -363,11 +365,12 @@ def undo_edits(model: Model) -> list[Edit]:
     Raises:
         ValueError: If the weights of an edited layer were changed from outside. Nothing is written then.
     """
-    edits = edits_on(model, "undoing all edits")
     ledger = ledger_of(model)
     now = ledger.settle(model)
-    ledger.rewrite(model, now, [], now.layers)
-    return edits
+    layers = sorted({layer for edit in now.changes for layer in edit.deltas})
+    now.check_untouched(layers, "undoing all edits")
+    ledger.rewrite(model, now, [], layers)
+    return list(now.changes)
 
 
 def edits_on(model: Model, operation: str) -> list[Edit]:

@@ -34,6 +34,7 @@ _LEDGER = "_tl_edit_ledger"
 _HALVES = (torch.bfloat16, torch.float16)
 _VIA = ((), *((half,) for half in _HALVES), _HALVES, _HALVES[::-1], (torch.float32,))
 """What a model may have been cast to before it came to the dtype that it has."""
+_TWO = "has two live copies in this model that differ (only one of them was loaded or written)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +84,8 @@ class Ledger:
         default_factory=lambda: (list[Any](), dict[int, EditedLayer]())
     )
     once: dict[int, set[str]] = field(default_factory=dict[int, set[str]])
-    """By layer: hashes of what was ever written there with changes in it. When a layer has none left, its base is let
-    go, and by these such weights are known if they are loaded back."""
+    """By layer: marks of what was ever written there with changes in it. When a layer has none left, its base is let
+    go, and by these such weights are known if they are loaded back, cast or not."""
 
     @property
     def changes(self) -> list[Any]:
@@ -103,11 +104,11 @@ class Ledger:
 
     def settle(self, model: Model) -> Settled:
         """Compare the weights with what was written, and recognise what happened to them since; changes nothing."""
-        found = {layer: digest([host.w_out(model, layer)]) for layer in {*self.layers, *self.once}}
+        found = {layer: _look(model, layer) for layer in self.layers}
         back = {
             layer: "is again as it was with edits on that were undone since, as by a state dict that was loaded back"
             for layer, hashes in self.once.items()
-            if layer not in self.layers and found[layer] in hashes
+            if layer not in self.layers and hashes & _marks(host.w_out(model, layer))
         }
         if all(found[layer] == record.written for layer, record in self.layers.items()):
             return Settled(self.changes, self.layers, back)
@@ -119,7 +120,7 @@ class Ledger:
         casts = {layer: known[k] for layer, known in stages.items() if k in known}
         left = {layer for change in self.changes[:k] for layer in change.deltas}
         unexplained = {
-            layer: "was changed from outside since tl_edit last wrote it"
+            layer: ("was changed from outside since tl_edit last wrote it" if found[layer] else _TWO)
             + (" (to what it was before the edits)" if 0 in known else "")
             for layer, known in stages.items()
             if layer not in casts
@@ -189,9 +190,8 @@ class Ledger:
         records = {layer: self.layers[layer] for layer in now.unexplained if layer in self.layers}
         records |= {layer: record for layer, record in now.layers.items() if layer not in news}
         for layer, record in written.items():
-            # An edit too small for the dtype leaves the base.
-            if not torch.equal(news[layer].cpu(), record.base.cpu()):
-                self.once.setdefault(layer, set()).add(record.written)
+            # An edit too small for a dtype leaves the base there.
+            self.once.setdefault(layer, set()).update(_marks(news[layer]) - _marks(record.base))
         state = self.state
         try:
             for layer, new in news.items():
@@ -202,6 +202,17 @@ class Ledger:
             self.state = state
             host.put_back_w_out(model, befores)
             raise
+
+
+def _look(model: Model, layer: int) -> str:
+    """The hash of ``W_out`` as it is; "" where copies of it are alive that differ."""
+    first, *others = (view.detach() for view in host.w_out_views(model, layer))
+    return digest([first]) if all(torch.equal(first, other) for other in others) else ""
+
+
+def _marks(weight: Tensor) -> set[str]:
+    """Hashes by which a weight is known again, also if it is cast."""
+    return {digest([weight]), *(digest([weight.to(half)]) for half in _HALVES)}
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class EditValue(Change):
         given = cast(object, chosen)
         listed: list[Any] = list(cast(Iterable[Any], given)) if isinstance(given, Iterable) else []
         listed = [int(layer) if hasattr(layer, "__index__") else layer for layer in listed]
-        if not listed or any(layer not in self.deltas for layer in listed):
+        if not listed or any(type(layer) is not int or layer not in self.deltas for layer in listed):
             raise ValueError(
                 f"choosing layers of {self!r}: {chosen!r}; expected some of {list(self.deltas)}; write e.g. "
                 f"edit.layers([{next(iter(self.deltas))}])."

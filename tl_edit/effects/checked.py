@@ -30,12 +30,13 @@ def check_edit(model: Model, edit: object, operation: str, why: str, *, allow_mi
             f"{operation}: edit is of type {type(edit).__name__}; expected an Edit; pass what rome_edit(model, "
             "request, moments, apply=False) returns."
         )
-    if edit.is_applied(model):
+    now = edits_on(model, operation)
+    if edit in now:
         raise ValueError(
             f"{operation}: {edit!r} is applied to this model; expected it off, as {why}; call edit.undo(model) first."
         )
     facts = set(edit.requests)
-    on = [other for other in edits_on(model, operation) if facts & set(other.requests)]
+    on = [other for other in now if facts & set(other.requests)]
     if on or (facts and is_hooked(model)):
         found = f"{on[0]!r} is applied" if on else "hooks of an edit are on the model"
         warnings.warn(
