@@ -217,7 +217,7 @@ def evaluate(
     operation = "evaluate"
     listed = as_records(records, operation)
     ready = as_hooks(hooks, operation)
-    check_rows(batch_size, operation, default=128)
+    tokens.check_rows(batch_size, operation, default=128)
     if edit is not None and not isinstance(cast(object, edit), Edit):
         raise ValueError(
             f"{operation}: edit is of type {type(edit).__name__}; expected what rome_edit(...) returns, or None for "
@@ -237,19 +237,6 @@ def evaluate(
     with on:
         scores = sheet.scores(ready, batch_size, unpadded=bool(ready))
     return Evaluation(scores=scores, provenance=host.provenance(model, prepend_bos=bos))
-
-
-def check_rows(batch_size: object, operation: str, *, default: int) -> None:
-    """Refuse a number of rows that is none.
-
-    Raises:
-        ValueError: If it is no integer of 1 or more.
-    """
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(
-            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
-            f"default is {default}."
-        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

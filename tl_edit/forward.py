@@ -175,6 +175,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def lengths(rows: Float[Tensor, "row _"]) -> Float[Tensor, " row"]:
+    """Euclidean norm of each row."""
+    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))
+
+
 def length(tensor: Tensor) -> Float[Tensor, ""]:
     """Euclidean (Frobenius) norm; its gradient at zero is zero."""
     return cast(Tensor, torch.linalg.vector_norm(tensor))

@@ -241,3 +241,16 @@ def chunks(lengths: Sequence[int], size: int, *, one_length: bool) -> Iterator[l
     for group in groups.values():
         for start in range(0, len(group), size):
             yield group[start : start + size]
+
+
+def check_rows(batch_size: object, operation: str, *, default: int) -> None:
+    """Refuse a number of rows that is none.
+
+    Raises:
+        ValueError: If it is no integer of 1 or more.
+    """
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(
+            f"{operation}: batch_size is {batch_size!r}; expected an integer of 1 or more rows per forward pass; the "
+            f"default is {default}."
+        )

@@ -140,8 +140,7 @@ def collateral(
 ) -> Collateral:
     """Run the model over texts or requests with the edit's hooks on; see `Edit.collateral`."""
     operation = "Edit.collateral"
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"{operation}: batch_size is {batch_size!r}; expected 1 or more rows; the default is 64.")
+    tokens.check_rows(batch_size, operation, default=64)
     # Hooks of the user's may count positions, also from the end: they see texts whole and unpadded.
     whole = attach.foreign_hook(model) is not None
     listed = _listed(what)
@@ -194,7 +193,7 @@ def _read(
     def read_key(layer: int) -> Callable[[Tensor], None]:
         def read(act: Float[Tensor, "batch pos d_mlp"]) -> None:
             found[layer] = deltas[layer].shift(act[where].to("cpu", torch.float64))
-            shifts[layer].append(_lengths(found[layer]))
+            shifts[layer].append(forward.lengths(found[layer]))
 
         return read
 
@@ -204,17 +203,13 @@ def _read(
 
         def read(act: Float[Tensor, "batch pos d_model"]) -> None:
             answer = act[where].to("cpu", torch.float64)
-            values[layer].append(_lengths(answer - found[layer] if has_shift else answer))
+            values[layer].append(forward.lengths(answer - found[layer] if has_shift else answer))
 
         return read
 
     keys = {host.key_name(layer): read_key(layer) for layer in deltas}
     answers = {host.value_name(model, layer): read_value(layer) for layer in deltas}
     forward.visit(model, batch, keys | answers, hooks)
-
-
-def _lengths(rows: Float[Tensor, "token d_model"]) -> Float[Tensor, " token"]:
-    return cast(Tensor, torch.linalg.vector_norm(rows, dim=-1))
 
 
 def _short(text: str) -> str:

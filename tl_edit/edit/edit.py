@@ -20,7 +20,7 @@ from tl_edit import host, tokens
 from tl_edit.edit.as_hooks import Rows, Where, named_hooks
 from tl_edit.edit.base import Base
 from tl_edit.edit.collateral import Collateral, collateral
-from tl_edit.edit.ledger import ledger_of
+from tl_edit.edit.ledger import Settled, ledger_of
 from tl_edit.edit.low_rank import Change, LowRank, as_scale
 from tl_edit.edit.value import EditValue
 from tl_edit.host import Model, NamedHook
@@ -114,7 +114,7 @@ class Edit(EditValue):
                 "or, for twice the change, apply edit * 2."
             )
         if not allow_mismatch:
-            self.check_base(model, operation)
+            self._check_base(model, now, operation)
         ledger.append(model, now, self)
         return self
 
@@ -182,7 +182,7 @@ class Edit(EditValue):
         """As last written, without a look at the weights."""
         return self in ledger_of(model).changes
 
-    def check_base(self, model: Model, operation: str) -> None:
+    def _check_base(self, model: Model, now: Settled, operation: str) -> None:
         """Refuse a model with other weights than the edit was computed on.
 
         Raises:
@@ -190,7 +190,7 @@ class Edit(EditValue):
         """
         if self.base is None:
             return
-        difference = self.base.difference(model, self.provenance, ledger_of(model).settle(model).bases)
+        difference = self.base.difference(model, self.provenance, now.bases)
         if difference is not None:
             raise ValueError(
                 f"{operation}: {self!r} was computed {difference}; expected the weights it was computed on; load the "
@@ -235,11 +235,13 @@ class Edit(EditValue):
         """
         operation = "Edit.hooks"
         _check_flag(allow_mismatch, operation)
+        number = as_scale(scale, operation)
         if model is not None:
             _check_shapes(model, self, operation, self.provenance.model_name)
+            now = ledger_of(model).settle(model)
             if not allow_mismatch:
-                self.check_base(model, operation)
-            if as_scale(scale, operation) > 0 and self in ledger_of(model).settle(model).changes:
+                self._check_base(model, now, operation)
+            if number > 0 and self in now.changes:
                 warnings.warn(
                     f"{operation}: {self!r} is applied to this model, and its hooks add it once more; expected it off; "
                     "undo it first, or take it away by hooks with scale=-1.",
@@ -253,7 +255,6 @@ class Edit(EditValue):
                 f"{operation}: {self!r} does not know the model that it was computed on; expected one, as its hook "
                 "points depend on it; write edit.hooks(model)."
             )
-        number = as_scale(scale, operation)
         return named_hooks(self.deltas, sites, scale=number, positions=positions, rows=rows)
 
     def collateral(

@@ -19,7 +19,7 @@ from tl_edit import attach, forward, host, show, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.effects.checked import check_edit, warn_of_subject
-from tl_edit.evaluate import Evaluation, Group, Metric, Sheet, check_rows
+from tl_edit.evaluate import Evaluation, Group, Metric, Sheet
 from tl_edit.host import Model, NamedHook, Provenance
 
 MOST_SCALE = 1e6
@@ -187,7 +187,7 @@ def dose_response(
     operation = "dose_response"
     listed = as_records(records, operation)
     numbers = _checked_scales(scales, operation)
-    check_rows(batch_size, operation, default=128)
+    tokens.check_rows(batch_size, operation, default=128)
     others = _checked_texts(texts, operation)
     others = _neighborhoods(listed) if others is None else others
     host.check_ready(model, operation)

@@ -23,12 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_edit import forward, host, show
+from tl_edit import forward, host, show, tokens
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.effects.checked import check_edit, check_integer, checked_edits, checked_records, common_bos
 from tl_edit.effects.switched import ABOUT, About, asking, measured
-from tl_edit.evaluate import check_rows
 from tl_edit.host import Model, Provenance
 from tl_edit.keys import extract_keys_values
 
@@ -255,7 +254,7 @@ def interference(
     asked = checked_records(records, listed, operation)
     check_integer("n_orders", n_orders, operation, least=1, default=20)
     check_integer("seed", seed, operation, least=0, default=0)
-    check_rows(batch_size, operation, default=64)
+    tokens.check_rows(batch_size, operation, default=64)
     host.check_ready(model, operation)
     for edit in listed:
         check_edit(model, edit, operation, "edits are switched by hooks", allow_mismatch=allow_mismatch)
@@ -310,14 +309,10 @@ def _from_keys(
     for j, edit in enumerate(edits):
         for layer, delta in edit.deltas.items():
             called = read.keys[layer].double() @ delta.left
-            inner[:, j] += _lengths(called)
-            shift[:, j] += _lengths(called @ delta.right)
+            inner[:, j] += forward.lengths(called)
+            shift[:, j] += forward.lengths(called @ delta.right)
     own = shift.diagonal()
     norms = torch.tensor([sum(edit.norms.values()) for edit in edits], dtype=torch.float64)
-    lengths = sum(_lengths(read.keys[layer].double()) for layer in layers)
+    lengths = sum(forward.lengths(read.keys[layer].double()) for layer in layers)
     nothing = own <= 1e-12 * (1 + norms * lengths)
     return inner, torch.where(nothing[:, None], math.nan, shift / own[:, None])
-
-
-def _lengths(rows: Float[Tensor, "edit _"]) -> Float[Tensor, " edit"]:
-    return cast(Tensor, torch.linalg.vector_norm(rows, dim=-1))

@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from tqdm.auto import tqdm
 
+from tl_edit import host
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit, LowRank
+from tl_edit.edit.as_hooks import named_hooks
 from tl_edit.evaluate import Question, batches, opinions
 from tl_edit.host import Model, NamedHook
 
@@ -60,18 +61,19 @@ def _hooks(model: Model, edits: Sequence[Edit], rows: Sequence[tuple[int, ...]])
     Edits of one row go in as their sum: one set of hooks for each combination, and one sum, whatever their order.
     """
     hooks: list[NamedHook] = []
+    sites = {layer: host.value_site(model, layer) for layer in {layer for edit in edits for layer in edit.deltas}}
     for on in filter(None, dict.fromkeys(rows)):
         here = [row for row, each in enumerate(rows) if each == on]
-        hooks += _summed([edits[i] for i in on]).hooks(model, rows=here, allow_mismatch=True)
+        deltas = _summed([edits[i] for i in on])
+        hooks += named_hooks(deltas, sites, scale=1.0, positions=None, rows=here)
     return hooks
 
 
-def _summed(edits: Sequence[Edit]) -> Edit:
-    """Their changes as one, in few steps: an edit as `sum` gives it, but for what it says of itself."""
+def _summed(edits: Sequence[Edit]) -> dict[int, LowRank]:
+    """Their changes by layer as one, in few steps."""
     layers = sorted({layer for edit in edits for layer in edit.deltas})
     parts = {layer: [edit.deltas[layer] for edit in edits if layer in edit.deltas] for layer in layers}
-    deltas = {
+    return {
         layer: LowRank(torch.cat([part.left for part in several], dim=1), torch.cat([part.right for part in several]))
         for layer, several in parts.items()
     }
-    return replace(edits[0], deltas=deltas, base=None)

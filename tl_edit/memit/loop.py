@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from tl_edit import host, tokens
 from tl_edit.arguments import as_moments, moment_of, warn_of_bos
 from tl_edit.edit import Edit, LowRank, check_untouched, plus
-from tl_edit.forward import length
+from tl_edit.forward import length, lengths
 from tl_edit.host import Model
 from tl_edit.memit.requests import Asked, Conflicts, Contexts, distinct
 from tl_edit.memit.settings import SpreadSettings, as_layers
@@ -273,8 +273,8 @@ def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Se
 
 
 def _distances(goals: Residuals, now: Residuals) -> dict[str, float]:
-    residual = _lengths(goals - now)
-    return {"residual": float(residual.mean()), "relative_residual": float((residual / _lengths(goals)).mean())}
+    residual = lengths(goals - now)
+    return {"residual": float(residual.mean()), "relative_residual": float((residual / lengths(goals)).mean())}
 
 
 def _sizes(model: Model, moment: SecondMoment, keys: Keys, delta: LowRank) -> dict[str, float]:
@@ -285,12 +285,8 @@ def _sizes(model: Model, moment: SecondMoment, keys: Keys, delta: LowRank) -> di
     moved = ((gram @ right) * right).sum().clamp(min=0).sqrt()
     return {
         "relative_norm": delta.norm() / float(length(weight)),
-        "disturbance": float(moved / _lengths(keys.cpu() @ weight).mean()),
+        "disturbance": float(moved / lengths(keys.cpu() @ weight).mean()),
     }
-
-
-def _lengths(rows: Residuals) -> Float[Tensor, " request"]:
-    return cast(Tensor, torch.linalg.vector_norm(rows, dim=1))
 
 
 def _of_values(found: Sequence[OptimizedValue]) -> dict[str, Any]:
