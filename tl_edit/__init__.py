@@ -1,9 +1,9 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
-from tl_edit.data import EditRecord
+from tl_edit.data import EditRecord, KnownFact
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
-from tl_edit.evaluate import Evaluation, evaluate
+from tl_edit.evaluate import Comparison, Evaluation, compare, evaluate
 from tl_edit.export import HuggingFaceExport, to_hugging_face
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
@@ -29,7 +29,6 @@ from tl_edit.tokens import tokenize_prompt
 from tl_edit.trace import (
     AverageTrace,
     CausalTrace,
-    KnownFact,
     Noise,
     TraceDifference,
     average_traces,
@@ -46,6 +45,7 @@ __all__ = [
     "AlphaEditConfig",
     "AverageTrace",
     "CausalTrace",
+    "Comparison",
     "Convergence",
     "DoseResponse",
     "EMMETConfig",
@@ -74,6 +74,7 @@ __all__ = [
     "average_traces",
     "capture",
     "causal_trace",
+    "compare",
     "corrupt_subject",
     "dose_response",
     "embedding_std",

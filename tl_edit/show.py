@@ -58,6 +58,15 @@ def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str
     return pandas.DataFrame({name: value.flatten().tolist() for name, value in values.items()}, index).reset_index()
 
 
+def frame_of_rows(operation: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A pandas frame of rows that name their values.
+
+    Raises:
+        ImportError: If pandas is not installed, naming ``operation``.
+    """
+    return extra("pandas", operation).DataFrame(list(rows))
+
+
 def visible(token: str) -> str:
     """A token as text that shows its line breaks, and that it is there at all."""
     shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")

@@ -271,6 +271,6 @@ def _metrics(before: Evaluation, after: Evaluation) -> Table:
     )
     for name, old, new, meaning in rows:
         table.add_row(f"  {name}", percent(old), percent(new), Text(meaning, style="dim"))
-    scores = [f"{100 * score:.0f} %" if score is not None else "–" for score in (before.score, after.score)]
+    scores = [f"{100 * score.mean:.0f} %" if score is not None else "–" for score in (before.score, after.score)]
     table.add_row("  score S", *scores, Text("harmonic mean of the first three", style="dim"))
     return table

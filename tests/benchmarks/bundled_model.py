@@ -91,9 +91,8 @@ def row(name: str, result: Evaluation) -> str:
     success = " | ".join(str(result.success(group)) for group in groups)
     accuracy = " | ".join(f"{100 * result.accuracy(group).mean:.1f}" for group in groups)
     others = result.other_facts
-    return (
-        f"| {name} | {100 * result.score:.1f} | {success} | {accuracy} | {others} (n = {others.n if others else 0}) |"
-    )
+    kept = f"{others} (n = {others.n if others else 0})"
+    return f"| {name} | {100 * result.score.mean:.1f} | {success} | {accuracy} | {kept} |"
 
 
 def main() -> None:

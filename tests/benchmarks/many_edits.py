@@ -190,7 +190,7 @@ def row(name: str, n: int, result: Evaluation, kept: float, seconds: float) -> s
     groups = ("efficacy", "paraphrase", "neighborhood")
     success = " | ".join(str(result.success(group)) for group in groups)
     accuracy = " | ".join(f"{100 * result.accuracy(group).mean:.1f}" for group in groups)
-    return f"| {name} | {n} | {success} | {accuracy} | {kept:.1f} | {100 * result.score:.1f} | {seconds:.0f} |"
+    return f"| {name} | {n} | {success} | {accuracy} | {kept:.1f} | {100 * result.score.mean:.1f} | {seconds:.0f} |"
 
 
 HEAD = """| method | edits | ES | PS | NS | EA | PA | NA | kept | S | CPU s |

@@ -15,7 +15,7 @@ import torch
 
 from tl_edit import host, second_moment
 from tl_edit.moment import collect
-from tl_edit.moment.processes import Processes, processes
+from tl_edit.processes import Processes, processes
 
 TESTS = Path(__file__).parents[1]
 TEXTS = [*tiny_tokenizers.CORPUS, "Rome.", "The café in Zürich is old"] * 8

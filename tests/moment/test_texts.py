@@ -8,8 +8,8 @@ import tiny_tokenizers
 import torch
 
 from tl_edit import host, second_moment
-from tl_edit.moment.processes import Processes
 from tl_edit.moment.texts import Reader, Texts, batches
+from tl_edit.processes import Processes
 
 TEXTS = [*tiny_tokenizers.CORPUS, "Rome.", "The café in Zürich is old"]
 

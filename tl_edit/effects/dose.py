@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -72,13 +72,13 @@ class DoseResponse:
             ImportError: If pandas is not installed.
         """
         columns: dict[str, Tensor] = {"prob_new": _column(self.prob_new)}
-        for group in get_args(Group):
+        for group in SHORT:
             success = self.success(group)
             columns[group] = _column([metric and metric.mean for metric in success])
             columns[f"{group}_error"] = _column([metric and metric.standard_error for metric in success])
             columns[f"{group}_magnitude"] = _column([metric and metric.mean for metric in self.magnitude(group)])
         columns["other_facts"] = _column([metric and metric.mean for metric in self.other_facts])
-        columns["score"] = _column([evaluation.score for evaluation in self.evaluations])
+        columns["score"] = _column([evaluation.score and evaluation.score.mean for evaluation in self.evaluations])
         for name, values in (("kl", self.kl), ("perplexity", self.perplexity)):
             columns[name] = _column(values or [None] * len(self.scales))
         return show.frame("DoseResponse.to_dataframe", {"scale": self.scales}, columns)
@@ -89,7 +89,7 @@ class DoseResponse:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        lines = {SHORT[group]: self.success(group) for group in get_args(Group)}
+        lines = {SHORT[group]: self.success(group) for group in SHORT}
         return show.plot_lines(
             torch.tensor(self.scales, dtype=torch.float64),
             {
@@ -119,7 +119,7 @@ class DoseResponse:
         columns += ["other facts"] * any(self.other_facts) + [name for name, values in measured if values is not None]
         rows: list[tuple[str, ...]] = []
         for i, (scale, evaluation) in enumerate(zip(self.scales, self.evaluations, strict=True)):
-            rates = [str(evaluation.success(group)) for group in get_args(Group) if any(self.success(group))]
+            rates = [str(evaluation.success(group)) for group in SHORT if any(self.success(group))]
             rates += [str(self.other_facts[i])] * any(self.other_facts)
             rows.append(
                 (

@@ -19,9 +19,9 @@ from tl_edit import attach, host
 from tl_edit.digest import digest
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
-from tl_edit.moment.processes import Processes
 from tl_edit.moment.sums import Sums
 from tl_edit.moment.texts import OPERATION, Reader
+from tl_edit.processes import Processes
 
 MANIFEST = "state.json"
 SCHEMA = "tl_edit second moment checkpoint 2"

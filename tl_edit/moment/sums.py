@@ -12,9 +12,9 @@ from tl_edit import forward, host, tokens
 from tl_edit.host import Model
 from tl_edit.moment.engine import Engine
 from tl_edit.moment.gram import Gram
-from tl_edit.moment.processes import Processes
 from tl_edit.moment.sample import SIZE, Sample, marks
 from tl_edit.moment.texts import OPERATION, Row
+from tl_edit.processes import Processes
 
 
 class Sums:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_edit import host, tokens
 from tl_edit.digest import digest
 from tl_edit.host import Model
-from tl_edit.moment.processes import Processes
+from tl_edit.processes import Processes
 
 OPERATION = "second_moment"
 SPOTS = 64

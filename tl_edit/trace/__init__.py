@@ -14,7 +14,7 @@ In this folder: `plan` says what is computed, `noise` how the subject is corrupt
 it, `result` holds it, `run` ties them together, `average` does so over many facts.
 """
 
-from tl_edit.trace.average import ROLES, AverageTrace, KnownFact, average_traces, trace_facts
+from tl_edit.trace.average import ROLES, AverageTrace, average_traces, trace_facts
 from tl_edit.trace.noise import Noise, embedding_std
 from tl_edit.trace.plan import KINDS, Kind, Measure, window_layers
 from tl_edit.trace.result import CausalTrace, TraceDifference, trace_difference
@@ -26,7 +26,6 @@ __all__ = [
     "AverageTrace",
     "CausalTrace",
     "Kind",
-    "KnownFact",
     "Measure",
     "Noise",
     "TraceDifference",

@@ -20,8 +20,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import forward, show, tokens
+from tl_edit.data import KnownFact
 from tl_edit.host import Model
-from tl_edit.trace.folder import KnownFact, TraceFolder
+from tl_edit.trace.folder import TraceFolder
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
 from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings

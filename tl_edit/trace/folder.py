@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from tl_edit import attach, forward, host, tokens
+from tl_edit.data import KnownFact
 from tl_edit.digest import digest
 from tl_edit.host import Model
 from tl_edit.identity import weights_digest
@@ -15,15 +16,6 @@ from tl_edit.trace.settings import Settings
 MANIFEST = "traces.json"
 SAYS = "first log-probabilities"
 OPERATION = "trace_facts"
-
-
-class KnownFact(NamedTuple):
-    """A prompt, its subject, and the answer that the model must know for the fact to count."""
-
-    prompt: str
-    subject: str
-    answer: str | None = None
-    """None takes whatever the model says."""
 
 
 class TraceFolder:

@@ -1,15 +1,24 @@
-"""Records: a request with the prompts that judge it."""
+"""Records: a request with the prompts and texts that judge it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from tl_edit.request import EditRequest, as_several
 
 
+class KnownFact(NamedTuple):
+    """A prompt, its subject, and the answer that the model must know for the fact to count."""
+
+    prompt: str
+    subject: str
+    answer: str | None = None
+    """None takes whatever the model says."""
+
+
 @dataclass(frozen=True)
 class EditRecord:
-    """A request and the prompts that tell whether its edit worked and what else moved."""
+    """A request, and the prompts and texts that tell whether its edit worked and what else moved."""
 
     request: EditRequest
     paraphrase_prompts: tuple[str, ...] = ()
@@ -18,6 +27,20 @@ class EditRecord:
     """Prompts about other subjects whose true object is the request's ``target_true``; it should stay."""
     other_facts: tuple[tuple[str, str], ...] = ()
     """Prompts about the same subject with their true answers (its essence); these should stay."""
+    unrelated_facts: tuple[tuple[str, str], ...] = ()
+    """Prompts about something else with answers of their own (zsRE's locality questions); these should stay."""
+    attribute_prompts: tuple[str, ...] = ()
+    """Prompts about other subjects whose true object is ``target_new`` (CounterFact has them)."""
+    generation_prompts: tuple[str, ...] = ()
+    """Beginnings of texts about the subject, for the model to go on from (fluency and consistency)."""
+    reference_texts: tuple[str, ...] = ()
+    """Texts about things of which ``target_new`` is true; generated texts should resemble them (RS)."""
+    essence_texts: tuple[str, ...] = ()
+    """Texts about the subject; their perplexity should not rise (the published programs' essence score)."""
+    name: str = ""
+    """What the record is called in its data set, e.g. CounterFact's case_id."""
+    relation_id: str = ""
+    """The relation in its data set, e.g. Wikidata's P103."""
 
     def __post_init__(self) -> None:
         """Check the request and the prompts.
@@ -31,10 +54,16 @@ class EditRecord:
                 f"EditRecord: request is of type {type(self.request).__name__}; expected EditRequest; write "
                 "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')."
             )
-        for name in ("paraphrase_prompts", "neighborhood_prompts"):
+        for name in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
             prompts = self._several(name)
             object.__setattr__(self, name, tuple(_checked(prompt, name) for prompt in prompts))
-        object.__setattr__(self, "other_facts", tuple(_pair(fact) for fact in self._several("other_facts")))
+        for name in ("other_facts", "unrelated_facts"):
+            object.__setattr__(self, name, tuple(_pair(fact, name) for fact in self._several(name)))
+        for name in ("reference_texts", "essence_texts"):
+            object.__setattr__(self, name, tuple(_text(text, name) for text in self._several(name)))
+        for name in ("name", "relation_id"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"EditRecord: {name} is {getattr(self, name)!r}; expected a string; write str(...).")
 
     def _several(self, name: str) -> tuple[object, ...]:
         """The field as a tuple, whatever listed it."""
@@ -47,15 +76,15 @@ class EditRecord:
         return tuple(cast(Iterable[object], values))
 
 
-def _pair(fact: object) -> tuple[str, str]:
+def _pair(fact: object, name: str) -> tuple[str, str]:
     """A prompt and its answer; a string of two characters is none."""
     pair = tuple(cast(Sequence[object], fact)) if isinstance(fact, tuple | list) else ()
     if len(pair) != 2 or not isinstance(pair[1], str) or not pair[1].strip():
         raise ValueError(
-            f"EditRecord: other_facts holds {fact!r}; expected (prompt, answer) pairs of strings; write e.g. "
+            f"EditRecord: {name} holds {fact!r}; expected (prompt, answer) pairs of strings; write e.g. "
             "(('The Eiffel Tower was built by', 'Gustave Eiffel'),)."
         )
-    return _checked(pair[0], "other_facts"), pair[1]
+    return _checked(pair[0], name), pair[1]
 
 
 def _checked(prompt: object, name: str) -> str:
@@ -65,6 +94,12 @@ def _checked(prompt: object, name: str) -> str:
             "the object; drop it."
         )
     return prompt
+
+
+def _text(text: object, name: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"EditRecord: {name} holds {text!r}; expected texts of some words; drop it.")
+    return text
 
 
 def as_records(records: object, operation: str) -> tuple[EditRecord, ...]:

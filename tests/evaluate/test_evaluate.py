@@ -11,18 +11,21 @@ from jaxtyping import TypeCheckError
 from some_edits import make_edit
 
 from tl_edit import EditRecord, EditRequest, Evaluation, applied_edits, evaluate, host
-from tl_edit.evaluate import Metric, OtherFactScore, PromptScore, RecordScores
+from tl_edit.evaluate import FactScore, Metric, PromptScore, RecordScores
 
 REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
 RECORD = EditRecord(REQUEST)
 
 
 def prompt(new: float, true: float | None, says_new: bool = False, says_true: bool | None = False) -> PromptScore:
-    return PromptScore(prompt="p", prob_new=new, prob_true=true, says_new=says_new, says_true=says_true, prediction="x")
+    hits_true = None if says_true is None else (says_true,)
+    return PromptScore(
+        prompt="p", prob_new=new, prob_true=true, hits_new=(says_new,), hits_true=hits_true, prediction="x"
+    )
 
 
-def other(kept: bool) -> OtherFactScore:
-    return OtherFactScore(prompt="p", answer="a", prob=0.5, kept=kept, prediction="x")
+def other(kept: bool) -> FactScore:
+    return FactScore(prompt="p", answer="a", prob=0.5, hits=(kept,), prediction="x")
 
 
 BY_HAND = Evaluation(
@@ -65,7 +68,7 @@ def test_accuracy_asks_for_the_likeliest_of_all():
 
 
 def test_score_is_the_harmonic_mean():
-    assert BY_HAND.score == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.75))
+    assert BY_HAND.score.mean == pytest.approx(3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.75))
 
 
 def test_other_facts_count_only_records_that_have_some():
@@ -95,7 +98,7 @@ def test_what_cannot_be_measured_is_absent_not_zero():
 def test_parts_join():
     joined = Evaluation.of([BY_HAND, BY_HAND])
     assert joined.efficacy.n == 4
-    assert joined.score == BY_HAND.score
+    assert joined.score.mean == BY_HAND.score.mean
 
 
 def test_the_provenance_is_recorded_and_kept_where_parts_agree():

@@ -1,0 +1,34 @@
+"""Evaluation: did the edit work, and what else moved."""
+
+from tl_edit.evaluate.compare import Comparison, compare
+from tl_edit.evaluate.measures import MEASURES, Measure
+from tl_edit.evaluate.metric import Metric, PairedTest, paired_test
+from tl_edit.evaluate.questions import Opinion, Question, batches, opinions
+from tl_edit.evaluate.result import Evaluation
+from tl_edit.evaluate.run import evaluate
+from tl_edit.evaluate.scores import FactScore, Group, PromptScore, RecordScores, TextScores
+from tl_edit.evaluate.sheet import Sheet
+from tl_edit.evaluate.texts import Drift
+
+__all__ = [
+    "MEASURES",
+    "Comparison",
+    "Drift",
+    "Evaluation",
+    "FactScore",
+    "Group",
+    "Measure",
+    "Metric",
+    "Opinion",
+    "PairedTest",
+    "PromptScore",
+    "Question",
+    "RecordScores",
+    "Sheet",
+    "TextScores",
+    "batches",
+    "compare",
+    "evaluate",
+    "opinions",
+    "paired_test",
+]

@@ -1,0 +1,133 @@
+"""`evaluate`: ask the questions of records, and put the answers together."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import cast
+
+from tl_edit import host, tokens
+from tl_edit.attach import as_hooks
+from tl_edit.data import EditRecord, as_records
+from tl_edit.edit import Edit
+from tl_edit.evaluate.result import Evaluation
+from tl_edit.evaluate.scores import RecordScores
+from tl_edit.evaluate.sheet import Sheet
+from tl_edit.evaluate.texts import Drift, as_texts, nlls
+from tl_edit.host import Model, NamedHook
+
+OPERATION = "evaluate"
+_DISTRIBUTIONS = 2**28
+"""Bytes of unedited distributions that are kept at a time."""
+
+
+def evaluate(
+    model: Model,
+    records: EditRecord | Sequence[EditRecord],
+    *,
+    edit: Edit | None = None,
+    hooks: Sequence[NamedHook] = (),
+    distracted: bool = False,
+    kl: bool = False,
+    texts: str | Sequence[str] | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = 128,
+) -> Evaluation:
+    """Score ``records`` on the model as it is, or with ``edit`` or ``hooks`` switched on for the duration.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        records: What to ask. Edits made one at a time are evaluated one at a time; join with `Evaluation.of`, or let
+            `sweep` do it.
+        edit: An edit to switch on; one that is applied already is left on.
+        hooks: Hooks of your own for all passes, as (name, function) pairs, e.g. ``edit.hooks(model, scale=0.5)``. They
+            see batches of prompts of one length, without padding, as hooks do that are on the model already; each
+            prompt is followed by all tokens of an object but the last.
+        distracted: Whether to ask the neighborhood's prompts a second time behind the edited statement (CounterFact+),
+            where edits that leak show most.
+        kl: Whether to measure how far the next token's distribution moves after the neighborhood's prompts. It takes an
+            edit or hooks to compare with the model without.
+        texts: Texts whose perplexity is compared with that of the model without edit and hooks.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
+            computed the other way.
+        batch_size: Rows per forward pass.
+
+    Raises:
+        ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
+            active dropout, probabilities that are not finite; for ``kl`` or ``texts`` with nothing to compare, or with
+            an edit that is applied already.
+    """
+    listed = as_records(records, OPERATION)
+    ready = as_hooks(hooks, OPERATION)
+    tokens.check_rows(batch_size, OPERATION, default=128)
+    if edit is not None and not isinstance(cast(object, edit), Edit):
+        raise ValueError(
+            f"{OPERATION}: edit is of type {type(edit).__name__}; expected what rome_edit(...) returns, or None for "
+            "the model as it is."
+        )
+    host.check_ready(model, OPERATION)
+    asked = None if texts is None else as_texts(texts, OPERATION)
+    applied = edit is not None and edit.is_applied(model)
+    if kl or asked:
+        _check_comparable(kl, edit, ready, applied=applied)
+    bos = tokens.resolve_bos(model, prepend_bos)
+    if edit is not None and prepend_bos is None and edit.provenance.prepend_bos != bos:
+        made, now = ("with" if flag else "without" for flag in (edit.provenance.prepend_bos, bos))
+        warnings.warn(
+            f"{OPERATION}: the edit was computed {made} a BOS and is evaluated {now} one, the model's default; "
+            f"pass prepend_bos={not bos} to ask as it was computed, or prepend_bos={bos} if this is meant.",
+            stacklevel=2,
+        )
+
+    def switched() -> AbstractContextManager[object]:
+        return nullcontext() if edit is None or applied else edit.on(model)
+
+    def perplexities() -> tuple[tuple[int, ...], tuple[float, ...]]:
+        return nlls(model, asked or (), prepend_bos=bos, batch_size=batch_size)
+
+    n_tokens, nll_before = perplexities() if asked else ((), ())
+    drifts: tuple[Drift, ...] = ()
+    scores: list[RecordScores] = []
+    portions = list(_portions(model, listed)) if kl else [listed]
+    for portion in portions:
+        sheet = Sheet(model, portion, bos, distracted=distracted)
+        before = sheet.distributions(batch_size) if kl else None
+        with switched():
+            scores += sheet.scores(ready, batch_size, unpadded=bool(ready), against=before)
+            if asked and portion is portions[-1]:
+                _, nll_after = nlls(model, asked, ready, prepend_bos=bos, batch_size=batch_size, unpadded=bool(ready))
+                drifts = (Drift(n_tokens=n_tokens, nll_before=nll_before, nll_after=nll_after),)
+    return Evaluation(scores=tuple(scores), provenance=host.provenance(model, prepend_bos=bos), drifts=drifts)
+
+
+def _portions(model: Model, records: Sequence[EditRecord]) -> Iterator[Sequence[EditRecord]]:
+    """Records whose unedited distributions fit into memory together."""
+    each = 4 * int(model.cfg.d_vocab)
+    portion: list[EditRecord] = []
+    held = 0
+    for record in records:
+        portion.append(record)
+        held += 2 * each * len(record.neighborhood_prompts)
+        if held > _DISTRIBUTIONS:
+            yield portion
+            portion, held = [], 0
+    if portion:
+        yield portion
+
+
+def _check_comparable(kl: bool, edit: Edit | None, hooks: Sequence[NamedHook], *, applied: bool) -> None:
+    """Refuse comparisons with the unedited model where there is none.
+
+    Raises:
+        ValueError: If there is neither edit nor hooks, or the edit is applied.
+    """
+    wanted = "kl=True" if kl else "texts="
+    if applied:
+        raise ValueError(
+            f"{OPERATION}: {wanted} compares with the model without the edit, but {edit!r} is applied to it; expected "
+            "it off; call edit.undo(model) first, evaluate switches it on itself."
+        )
+    if edit is None and not hooks:
+        raise ValueError(
+            f"{OPERATION}: {wanted} compares the model with and without something; expected edit= or hooks=; pass an "
+            "edit that is not applied, e.g. rome_edit(..., apply=False), or leave it out."
+        )

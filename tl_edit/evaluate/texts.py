@@ -1,0 +1,109 @@
+"""Perplexity of texts, edited and unedited."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from tl_edit import forward, tokens
+from tl_edit.attach import foreign_hook
+from tl_edit.host import Model, NamedHook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """How much likelier or less likely texts became."""
+
+    n_tokens: tuple[int, ...]
+    """Predicted tokens of each text: all but the first."""
+    nll_before: tuple[float, ...]
+    """Of each text, unedited: sum over its tokens, in nats."""
+    nll_after: tuple[float, ...]
+    """The same, edited."""
+
+    @property
+    def perplexity_before(self) -> float:
+        """Over the tokens of all texts, unedited."""
+        return math.exp(math.fsum(self.nll_before) / sum(self.n_tokens))
+
+    @property
+    def perplexity_after(self) -> float:
+        """Over the tokens of all texts, edited."""
+        return math.exp(math.fsum(self.nll_after) / sum(self.n_tokens))
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each text, its perplexity edited over unedited."""
+        rows = zip(self.n_tokens, self.nll_before, self.nll_after, strict=True)
+        return [math.exp((after - before) / n) for n, before, after in rows]
+
+
+def as_texts(texts: object, operation: str) -> tuple[str, ...]:
+    """One text or several.
+
+    Raises:
+        ValueError: If there is none, or something else among them.
+    """
+    listed = (texts,) if isinstance(texts, str) else tuple(cast(Iterable[object], texts)) if _listable(texts) else ()
+    checked = [text for text in listed if isinstance(text, str) and text.strip()]
+    if not checked or len(checked) < len(listed):
+        raise ValueError(
+            f"{operation}: texts is {type(texts).__name__} with {len(listed)} entries, of which {len(checked)} are "
+            "texts; expected one text or several, none of them empty; pass e.g. read_texts('texts.txt')[:100]."
+        )
+    return tuple(checked)
+
+
+def _listable(texts: object) -> bool:
+    return isinstance(texts, Iterable) and not isinstance(texts, dict)
+
+
+@torch.no_grad()
+def nlls(
+    model: Model,
+    texts: Sequence[str],
+    hooks: Sequence[NamedHook] = (),
+    *,
+    prepend_bos: bool,
+    batch_size: int,
+    max_tokens: int | None = None,
+    unpadded: bool = False,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Predicted tokens of each text, and their negative log-likelihood in nats.
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        texts: Cut at the model's context.
+        hooks: Attached during the passes.
+        prepend_bos: Whether a BOS comes before; then all tokens of the text are predicted, otherwise all but the first.
+        batch_size: Rows per forward pass.
+        max_tokens: Of each text take so many, as the published programs do.
+        unpadded: Whether rows of a batch must be of one length.
+
+    Raises:
+        ValueError: If a text has a single token.
+    """
+    limit = min(int(model.cfg.n_ctx), max_tokens or int(model.cfg.n_ctx))
+    rows = [model.to_tokens(text, prepend_bos=prepend_bos, truncate=False)[0].cpu()[:limit] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) < 2:
+            raise ValueError(
+                f"perplexity: {text!r} has {len(row)} tokens; expected at least 2, as the first is not predicted; "
+                "leave it out."
+            )
+    found = [0.0] * len(rows)
+    lengths = [len(row) for row in rows]
+    # Rows of like length together: less padding.
+    order = sorted(range(len(rows)), key=lambda i: lengths[i])
+    one_length = unpadded or foreign_hook(model) is not None
+    for chunk in tokens.chunks([lengths[i] for i in order], batch_size, one_length=one_length):
+        numbers = [order[i] for i in chunk]
+        batch = tokens.pad(model, [rows[i] for i in numbers])
+        logits = forward.logits(model, batch, hooks)
+        for place, i in enumerate(numbers):
+            log_probs = forward.log_probs(model, logits[place, : lengths[i] - 1])
+            said = log_probs.gather(-1, rows[i][1:, None].to(log_probs.device))
+            found[i] = -float(said.double().sum())
+    return tuple(length - 1 for length in lengths), tuple(found)
