@@ -1,7 +1,7 @@
 """`evaluate`: ask the questions of records, and put the answers together."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -9,15 +9,13 @@ from tl_edit import host, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
+from tl_edit.evaluate.judge import Judge
 from tl_edit.evaluate.result import Evaluation
 from tl_edit.evaluate.scores import RecordScores
-from tl_edit.evaluate.sheet import Sheet
-from tl_edit.evaluate.texts import Drift, as_texts, nlls
+from tl_edit.evaluate.texts import Drift, as_texts
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "evaluate"
-_DISTRIBUTIONS = 2**28
-"""Bytes of unedited distributions that are kept at a time."""
 
 
 def evaluate(
@@ -65,7 +63,7 @@ def evaluate(
             "the model as it is."
         )
     host.check_ready(model, OPERATION)
-    asked = None if texts is None else as_texts(texts, OPERATION)
+    asked = () if texts is None else as_texts(texts, OPERATION)
     applied = edit is not None and edit.is_applied(model)
     if kl or asked:
         _check_comparable(kl, edit, ready, applied=applied)
@@ -81,37 +79,17 @@ def evaluate(
     def switched() -> AbstractContextManager[object]:
         return nullcontext() if edit is None or applied else edit.on(model)
 
-    def perplexities() -> tuple[tuple[int, ...], tuple[float, ...]]:
-        return nlls(model, asked or (), prepend_bos=bos, batch_size=batch_size)
-
-    n_tokens, nll_before = perplexities() if asked else ((), ())
-    drifts: tuple[Drift, ...] = ()
+    judge = Judge(model, prepend_bos=bos, distracted=distracted, kl=kl, texts=asked, batch_size=batch_size)
     scores: list[RecordScores] = []
-    portions = list(_portions(model, listed)) if kl else [listed]
+    drifts: tuple[Drift, ...] = ()
+    portions = list(judge.portions(listed))
     for portion in portions:
-        sheet = Sheet(model, portion, bos, distracted=distracted)
-        before = sheet.distributions(batch_size) if kl else None
+        ready_to_ask = judge.prepare(portion)
         with switched():
-            scores += sheet.scores(ready, batch_size, unpadded=bool(ready), against=before)
-            if asked and portion is portions[-1]:
-                _, nll_after = nlls(model, asked, ready, prepend_bos=bos, batch_size=batch_size, unpadded=bool(ready))
-                drifts = (Drift(n_tokens=n_tokens, nll_before=nll_before, nll_after=nll_after),)
+            scores += judge.scores(ready_to_ask, ready)
+            if portion is portions[-1]:
+                drifts = judge.drifts(ready)
     return Evaluation(scores=tuple(scores), provenance=host.provenance(model, prepend_bos=bos), drifts=drifts)
-
-
-def _portions(model: Model, records: Sequence[EditRecord]) -> Iterator[Sequence[EditRecord]]:
-    """Records whose unedited distributions fit into memory together."""
-    each = 4 * int(model.cfg.d_vocab)
-    portion: list[EditRecord] = []
-    held = 0
-    for record in records:
-        portion.append(record)
-        held += 2 * each * len(record.neighborhood_prompts)
-        if held > _DISTRIBUTIONS:
-            yield portion
-            portion, held = [], 0
-    if portion:
-        yield portion
 
 
 def _check_comparable(kl: bool, edit: Edit | None, hooks: Sequence[NamedHook], *, applied: bool) -> None:
