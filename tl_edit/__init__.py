@@ -25,6 +25,7 @@ from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts,
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
+from tl_edit.sweep import Sweep, no_edit, random_direction, sweep
 from tl_edit.tokens import tokenize_prompt
 from tl_edit.trace import (
     AverageTrace,
@@ -66,6 +67,7 @@ __all__ = [
     "ROMEConfig",
     "SecondMoment",
     "SecondMoments",
+    "Sweep",
     "TraceDifference",
     "ValueSearch",
     "alpha_edit",
@@ -87,15 +89,18 @@ __all__ = [
     "interference",
     "memit_edit",
     "memit_update",
+    "no_edit",
     "optimize_value",
     "optimize_values",
     "pmet_edit",
+    "random_direction",
     "read_texts",
     "restore",
     "rome_edit",
     "rome_update",
     "second_moment",
     "shift",
+    "sweep",
     "to_hugging_face",
     "tokenize_prompt",
     "trace_difference",

@@ -62,8 +62,8 @@ class Processes:
             if changes:
                 raise ValueError(
                     f"{operation}: processes 1 and {rank + 1} of {self.world} differ: {', '.join(changes)}; expected "
-                    "the same model, texts and arguments in all of them; give each the same (the texts are shared out "
-                    "here, and not before)."
+                    "the same model, data and arguments in all of them; give each the same (they are shared out here, "
+                    "and not before)."
                 )
 
 

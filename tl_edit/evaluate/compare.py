@@ -98,8 +98,9 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     given = cast(object, evaluations)
     by_name = cast(Mapping[object, object], given if isinstance(given, Mapping) else {})
     if not by_name:
+        kind = type(cast(Any, given)).__name__
         raise ValueError(
-            f"{operation}: found {type(cast(Any, given)).__name__}{'' if given else ' without entries'}; expected evaluations by "
+            f"{operation}: found {kind}{'' if given else ' without entries'}; expected evaluations by "
             "name; write e.g. compare({'no edit': before, 'ROME': after})."
         )
     for name, each in by_name.items():

@@ -1,0 +1,7 @@
+"""Sweeps: many records, several methods and their controls, kept as they come."""
+
+from tl_edit.sweep.methods import Method, Switchable, no_edit, random_direction
+from tl_edit.sweep.result import Outcome, Sweep
+from tl_edit.sweep.run import sweep
+
+__all__ = ["Method", "Outcome", "Sweep", "Switchable", "no_edit", "random_direction", "sweep"]

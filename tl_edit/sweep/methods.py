@@ -1,0 +1,123 @@
+"""What a sweep runs: methods, and the baselines without which their numbers say little.
+
+A method is anything that takes a model and requests and returns something that can be switched on, with ``.on(model)``
+as `Edit` has it. The editors of this package are methods once their other arguments are given::
+
+    partial(rome_edit, moments=moments, apply=False)
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tl_edit.digest import digest
+from tl_edit.edit import Edit, LowRank
+from tl_edit.host import Model
+from tl_edit.moment import SecondMoment
+from tl_edit.request import EditRequest
+
+
+@runtime_checkable
+class Switchable(Protocol):
+    """What can be switched on for the duration of a ``with`` block, and leaves the model as it was."""
+
+    def on(self, model: Model) -> AbstractContextManager[Any]:
+        """Switch it on."""
+        ...
+
+
+Method = Callable[[Model, Sequence[EditRequest]], Switchable]
+"""Computes, for a model and requests, what is to be switched on; it leaves the model as it is."""
+
+
+class Unedited:
+    """The model as it is."""
+
+    def on(self, model: Model) -> AbstractContextManager[None]:
+        """Nothing."""
+        return nullcontext()
+
+
+def no_edit(model: Model, requests: Sequence[EditRequest]) -> Unedited:
+    """The baseline without an edit."""
+    return Unedited()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A method that alters the edit of another; a sweep that runs both computes that one once."""
+
+    method: Method
+    seed: int
+
+    def __call__(self, model: Model, requests: Sequence[EditRequest]) -> Edit:
+        """Of an edit that is computed here."""
+        return self.derive(self.method(model, requests))
+
+    def derive(self, edit: Switchable) -> Edit:
+        """Of the other method's edit.
+
+        Raises:
+            ValueError: If that is no `Edit`.
+        """
+        if not isinstance(edit, Edit):
+            raise ValueError(
+                f"random_direction: the method returned something of type {type(edit).__name__}; expected an Edit, as "
+                "the control takes its norms and ranks; pass a method that returns one."
+            )
+        return random_edit(edit, self.seed)
+
+
+def random_direction(method: Method, *, seed: int = 0) -> Method:
+    """The control for how large an edit is: random directions of the rank and norm of the method's change, by layer.
+
+    Args:
+        method: The method whose norms are taken.
+        seed: Seed of the directions, which also depend on the edit's requests.
+    """
+    return Derived(method, seed)
+
+
+def random_edit(edit: Edit, seed: int) -> Edit:
+    """An edit of random directions with the ranks and norms of ``edit``."""
+    asked = digest([str(seed), *(repr(request) for request in edit.requests)], size=7)
+    generator = torch.Generator().manual_seed(int(asked, 16))
+    deltas: dict[int, LowRank] = {}
+    for layer, delta in edit.deltas.items():
+        left = torch.randn(delta.left.shape, generator=generator, dtype=torch.float64)
+        right = torch.randn(delta.right.shape, generator=generator, dtype=torch.float64)
+        size = LowRank(left, right).norm()
+        deltas[layer] = LowRank(left, right * (delta.norm() / size if size else 0.0))
+    return replace(edit, method=f"random direction, norm of {edit.method}", deltas=deltas, diagnostics={})
+
+
+def describe(value: object) -> str:
+    """What a method or one of its arguments is, as far as its content can be told; equal ones are described alike."""
+    if isinstance(value, functools.partial):
+        bound = cast(functools.partial[Any], value)
+        arguments = [describe(each) for each in bound.args]
+        arguments += [f"{name}={describe(each)}" for name, each in sorted(bound.keywords.items())]
+        return f"{describe(bound.func)}({', '.join(arguments)})"
+    if isinstance(value, Derived):
+        return f"random_direction({describe(value.method)}, seed={value.seed})"
+    if isinstance(value, SecondMoment):
+        return f"{value!r} {digest([value.matrix], size=4)}"
+    if isinstance(value, Tensor):
+        return f"tensor {digest([value], size=4)}"
+    if isinstance(value, Mapping):
+        several = cast(Mapping[object, object], value)
+        return "{" + ", ".join(f"{key!r}: {describe(several[key])}" for key in several) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(describe(each) for each in cast(Sequence[object], value)) + "]"
+    if callable(value) and hasattr(value, "__qualname__"):
+        function = cast(Any, value)
+        return f"{function.__module__}.{function.__qualname__}"
+    plain = value is None or isinstance(value, str | int | float | bool) or is_dataclass(value)
+    # An address would differ in the next run.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) if plain else type(value).__qualname__
