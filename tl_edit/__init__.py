@@ -1,6 +1,15 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
-from tl_edit.data import EditRecord, KnownFact
+from tl_edit.data import (
+    EditRecord,
+    KnownFact,
+    KnownFacts,
+    Malformed,
+    Records,
+    read_known_facts,
+    read_records,
+    write_records,
+)
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Comparison, Evaluation, compare, evaluate
@@ -58,12 +67,15 @@ __all__ = [
     "KeyCache",
     "KeysValues",
     "KnownFact",
+    "KnownFacts",
     "LowRank",
     "MEMITConfig",
+    "Malformed",
     "Noise",
     "OptimizedValue",
     "PMETConfig",
     "ROMEConfig",
+    "Records",
     "SecondMoment",
     "SecondMoments",
     "TraceDifference",
@@ -90,6 +102,8 @@ __all__ = [
     "optimize_value",
     "optimize_values",
     "pmet_edit",
+    "read_known_facts",
+    "read_records",
     "read_texts",
     "restore",
     "rome_edit",
@@ -101,4 +115,5 @@ __all__ = [
     "trace_difference",
     "trace_facts",
     "undo_edits",
+    "write_records",
 ]
