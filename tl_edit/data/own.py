@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from tl_edit import sources
 from tl_edit.data import fields as take
@@ -76,6 +77,11 @@ def write_records(path: str | Path, records: EditRecord | Sequence[EditRecord]) 
     """
     operation = "write_records"
     listed = as_records(records, operation)
+    if not isinstance(cast(object, path), str | Path):
+        raise ValueError(
+            f"{operation}: the path is of type {type(path).__name__}; expected a string or a Path; write e.g. "
+            "'records.jsonl'."
+        )
     target = sources.given_path(path)
     if target.suffix.lower() != ".jsonl":
         raise ValueError(

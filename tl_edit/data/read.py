@@ -74,6 +74,11 @@ def read_records(
             known layout; nothing is selected; or all rows are malformed.
     """
     operation = "read_records"
+    if snippets is not None and not isinstance(cast(object, snippets), str | Path):
+        raise ValueError(
+            f"{operation}: snippets is of type {type(snippets).__name__}; expected the path of "
+            f"{FILES['attribute_snippets']}, or None."
+        )
     rows, where = _rows(source, limit, start, split, columns, operation)
     found = columns_of(rows)
     if KNOWN.marks <= found.keys() and "target_new" not in found:
@@ -226,12 +231,7 @@ def _hub_rows(name: str, split: str | None, operation: str) -> Iterator[Row]:
     return (as_row(f"row {number}", row) for number, row in enumerate(found))
 
 
-def _with_snippets(schema: Schema[Any], snippets: object, operation: str, source: str) -> Schema[Any]:
-    if not isinstance(snippets, str | Path):
-        raise ValueError(
-            f"{operation}: snippets is of type {type(snippets).__name__}; expected the path of "
-            f"{FILES['attribute_snippets']}, or None."
-        )
+def _with_snippets(schema: Schema[Any], snippets: str | Path, operation: str, source: str) -> Schema[Any]:
     if schema is not counterfact.PUBLISHED:
         raise ValueError(
             f"{operation}: snippets= goes by the ids of objects, which {source} ({schema.name}) does not have; "
