@@ -120,6 +120,23 @@ def test_a_prompt_becomes_a_relation_where_the_subject_first_is(tmp_path):
     assert request.prompt == "Rome, yes, Rome is in"
 
 
+def test_a_prompt_may_stand_beside_its_relation(tmp_path):
+    path = rows(tmp_path / "x.json", {**json.loads(OWN), "prompt": "Rome is in "})
+    assert read_records(path)[0].request == EditRequest("{} is in", "Rome", "Spain")
+
+
+def test_a_column_without_cells_is_a_column(tmp_path):
+    path = written(tmp_path / "x.csv", "relation,subject,target_new,old\n{} is in,Rome,Spain,\n")
+    assert read_records(path, columns={"old": "target_true"})[0].request.target_true is None
+    with pytest.raises(ValueError, match=r"'old' \(line 2\) are unknown"):
+        read_records(path)
+
+
+def test_spaces_after_commas_are_no_part_of_a_cell(tmp_path):
+    path = written(tmp_path / "x.csv", 'relation, subject, target_new\n{} is in, "Rome, old", Spain\n')
+    assert read_records(path)[0].request == EditRequest("{} is in", "Rome, old", "Spain")
+
+
 def test_malformed_rows_are_named_by_their_lines():
     path = SAMPLES / "counterfact_malformed.json"
     with pytest.warns(UserWarning, match=r"7 of 8 rows of .* are malformed .*\n  line 3: it is of type str") as caught:
@@ -163,9 +180,10 @@ def test_all_malformed_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"relation": "{} is in", "prompt": "Rome is in"}, "expected one of them"),
-        ({}, "relation is None and prompt is None; expected one of them"),
-        ({"prompt": "Paris is in"}, "the subject 'Rome' does not occur in prompt 'Paris is in'"),
+        ({"relation": "{} is in", "prompt": "Rome is"}, "prompt 'Rome is' is not relation '{} is in' with the subject"),
+        ({}, "relation and prompt are missing; expected a template"),
+        ({"prompt": "{} is in"}, "prompt is a template; expected it under the name relation; rename it"),
+        ({"prompt": "Paris is in"}, "the subject 'Rome' is not in prompt 'Paris is in'"),
         ({"prompt": "Rome {} is in"}, "has 2 placeholders"),
         ({"relation": 5}, "relation is 5; expected words"),
         ({"relation": "{} is", "target_true": ["Italy"]}, r"target_true is \['Italy'\]; expected words"),
@@ -185,6 +203,23 @@ def test_what_is_wrong_with_a_row_of_ones_own(tmp_path, fields, why):
     path = rows(tmp_path / "x.json", good, {"subject": "Rome", "target_new": "Spain", **fields})
     with pytest.warns(UserWarning, match=why):
         assert len(read_records(path)) == 1
+
+
+def test_long_values_are_shown_in_part(tmp_path):
+    path = written(tmp_path / "x.jsonl", f'{OWN}\n{OWN[:-1]}, "target_true": {{"a": "{"y" * 5000}"}}}}')
+    with pytest.warns(UserWarning, match="1 of 2") as caught:
+        read_records(path)
+    assert len(str(caught[0].message)) < 500
+
+
+def test_where_no_row_is_one_each_is_told(tmp_path):
+    for name, content, why in (
+        ("x.json", '["a", "b"]', "line 1: it is of type str; expected an object"),
+        ("x.json", "[{}]", "line 1: subject is missing"),
+        ("x.jsonl", json.dumps([json.loads(OWN)], indent=1), "line 2: it is no JSON"),
+    ):
+        with pytest.raises(ValueError, match=rf"{why}.*\n(.*\n)*Nothing is left"):
+            read_records(written(tmp_path / name, content))
 
 
 def test_absent_and_null_are_the_same(tmp_path):
@@ -286,8 +321,8 @@ def test_unknown_columns_are_refused_with_all_names(tmp_path):
     path = written(tmp_path / "x.jsonl", f'{OWN}\n{OWN[:-1]}, "paraphrase_promts": []}}')
     with pytest.raises(
         ValueError,
-        match=r"of which 'paraphrase_promts' \(line 2\) are unknown; .*requested_rewrite \(CounterFact\).*"
-        r"paraphrase_prompts.*columns=\{'their name'",
+        match=r"of which 'paraphrase_promts' \(line 2\) are unknown; expected some of relation, prompt, subject, .*"
+        r"paraphrase_prompts.*requested_rewrite \(CounterFact\).*columns=\{'their name'",
     ):
         read_records(path)
     with pytest.raises(ValueError, match="without target_new; expected"):
@@ -350,7 +385,7 @@ def test_empty_files_are_refused(tmp_path):
 def test_sources_that_are_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("missing.json", "data/missing.jsonl", "wikipedia", Path("owner/name")):
-        with pytest.raises(ValueError, match=r"there is no file .*\['counterfact', 'multi_counterfact', 'zsre', "):
+        with pytest.raises(ValueError, match=r"there is no file .*\['counterfact', 'multi_counterfact', 'zsre'\], "):
             read_records(name)
     with pytest.raises(ValueError, match="ends in '.txt'; expected a file of one of the kinds .json, .jsonl, .csv"):
         read_records(written(tmp_path / "x.txt", OWN))
@@ -361,6 +396,10 @@ def test_sources_that_are_none(tmp_path, monkeypatch):
         read_records("x.json")
     with pytest.raises(ValueError, match="split is 'train', but .* is a file"):
         read_records(SAMPLES / "own.csv", split="train")
+    with pytest.raises(ValueError, match="no file 'known_1000'.*; read it with read_known_facts"):
+        read_records("known_1000")
+    with pytest.raises(ValueError, match=r"no file 'zsre'.*\['known_1000', .*; read it with read_records"):
+        read_known_facts("zsre")
     with pytest.raises(ValueError, match="source is ''"):
         read_records("")
 
@@ -415,7 +454,7 @@ def test_malformed_known_facts(tmp_path):
     with pytest.warns(UserWarning, match="3 of 4 rows"):
         facts = read_known_facts(path)
     assert [each.why for each in facts.malformed] == [
-        "the subject 'Paris' does not occur in prompt 'Rome is in'; expected it there, spelled so",
+        "the subject 'Paris' is not in prompt 'Rome is in'; expected it there, spelled so",
         "attribute is missing; expected words",
         "subject is missing; expected words",
     ]
