@@ -92,7 +92,7 @@ def write_records(path: str | Path, records: EditRecord | Sequence[EditRecord]) 
         )
     half = target.with_name(target.name + ".part")
     try:
-        # Not in the line ends of the system, which would be read back as they are nowhere written.
+        # The same bytes on every system.
         with half.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{json.dumps(_own_fields(record), ensure_ascii=False)}\n" for record in listed)
         half.replace(target)

@@ -186,7 +186,7 @@ def _checked_selection(limit: object, start: object, operation: str) -> tuple[in
 
 
 def _checked_names(columns: object, operation: str) -> Mapping[str, str | None]:
-    if columns is None:
+    if columns is None or columns == {}:
         return {}
     names = cast(Mapping[Any, Any], columns) if isinstance(columns, Mapping) else dict[Any, Any]()
     if not names or not all(isinstance(old, str) and isinstance(new, str | None) for old, new in names.items()):
