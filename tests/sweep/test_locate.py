@@ -30,7 +30,7 @@ def evaluation(*probs: float) -> Evaluation:
     )
 
 
-def by_hand(effect: list[list[float]], edited: dict[int, tuple[float, ...]], before=(0.2, 0.0, 0.5)) -> LocateVsEdit:
+def by_hand(effect: list[list[float]], edited: dict[int, tuple[float, ...]], before=(0.0, 0.0, 0.5)) -> LocateVsEdit:
     return LocateVsEdit(
         layers=tuple(edited),
         kind="mlp_out",
@@ -45,14 +45,14 @@ def by_hand(effect: list[list[float]], edited: dict[int, tuple[float, ...]], bef
 
 @pytest.fixture
 def found() -> LocateVsEdit:
-    return by_hand([[0.1, 0.3], [0.2, 0.6], [0.0, 0.9]], {2: (0.6, 0.1, 0.6), 5: (1.0, 0.5, 0.4)})
+    return by_hand([[0.1, 0.3], [0.2, 0.6], [0.0, 0.9]], {2: (0.5, 0.1, 0.6), 5: (1.0, 0.5, 0.4)})
 
 
 def test_the_rewrite_score_is_the_share_of_the_possible_gain(found):
-    expected = [[0.4 / 0.8, 1.0], [0.1, 0.5], [0.1 / 0.5, -0.1 / 0.5]]
+    expected = [[0.5, 1.0], [0.1, 0.5], [0.1 / 0.5, -0.1 / 0.5]]
     assert torch.allclose(found.scores(), torch.tensor(expected, dtype=torch.float64))
     assert torch.allclose(found.scores(control=True), torch.zeros(3, 2, dtype=torch.float64))
-    assert found.scores("EM").tolist() == pytest.approx(torch.tensor([[0.2, 0.6], [-0.3, 0.1], [0.2, 0.0]]).tolist())
+    assert found.scores("EM").flatten().tolist() == pytest.approx([0.1, 0.6, -0.3, 0.1, 0.2, 0.0])
     with pytest.raises(ValueError, match="no record has the score 'PS'; expected 'rewrite' or one of ES, EM"):
         found.scores("PS")
 
@@ -82,8 +82,7 @@ def test_shuffled_effects_lose_what_the_layer_tells():
     found = by_hand(effect.tolist(), edited, before=(0.0,) * 60)
     assert found.correlation().value == pytest.approx(1.0)
     shuffled = found.correlation(shuffled=True)
-    # Effects stay with their record, but not with their layer.
-    assert abs(shuffled.value) < 0.15
+    assert abs(shuffled.value) < 0.1
     assert found.correlation(shuffled=True) == shuffled
 
 

@@ -102,8 +102,8 @@ class LocateVsEdit:
             among: "cells", over all records and layers; "layers", of their means over records; "records", within each
                 layer, then the mean over layers: whether facts that a layer matters for are edited better there.
             control: Of edits in random directions.
-            shuffled: With each record's effects dealt to its layers at random (mean of ten deals): what there is to see
-                without looking at the edited layer.
+            shuffled: With the effect of another layer of the same record, drawn at random (mean of ten draws): what
+                there is to see without looking at the edited layer.
         """
         if among not in get_args(Among):
             raise ValueError(f"{OPERATION}: among is {among!r}; expected one of {', '.join(get_args(Among))}.")
@@ -118,10 +118,13 @@ class LocateVsEdit:
         return over_records(correlated, len(scores), seed=self.seed)
 
     def _shuffled(self) -> list[Float[Tensor, "record layer"]]:
-        """Each record's effects dealt to its layers at random, ten times."""
+        """For each record and layer the effect of another layer, ten times."""
         generator = torch.Generator().manual_seed(self.seed)
-        orders = [torch.rand(self.effect.shape, generator=generator).argsort(dim=1) for _ in range(10)]
-        return [self.effect.gather(1, order) for order in orders]
+        n = len(self.layers)
+        places = [
+            (torch.arange(n) + torch.randint(1, n, (len(self.effect), 1), generator=generator)) % n for _ in range(10)
+        ]
+        return [self.effect.gather(1, place) for place in places]
 
     def explained(self, name: str = REWRITE) -> dict[str, float]:
         """Share of the scores' variance (R^2 of linear regressions) that the layer explains, and layer and effect.
