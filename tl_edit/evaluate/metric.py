@@ -45,6 +45,11 @@ class Metric:
         return float(_statistic(self.columns))
 
     @property
+    def per_record(self) -> Float[Tensor, " record"]:
+        """Each record's own value; of several columns their harmonic mean. NaN where a record does not have it."""
+        return _statistic(self.columns.T[:, :, None])
+
+    @property
     def n(self) -> int:
         """Records that have the metric; of several columns, the least of their counts."""
         return int((~self.columns.isnan()).sum(dim=1).min())
