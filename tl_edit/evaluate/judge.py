@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from tl_edit.data import EditRecord
 from tl_edit.evaluate.scores import RecordScores
@@ -34,7 +35,14 @@ class Judge:
         texts: Sequence[str] = (),
         batch_size: int = 128,
     ) -> None:
-        """See `evaluate` for what these are."""
+        """See `evaluate` for what these are.
+
+        Raises:
+            ValueError: If a switch is neither True nor False.
+        """
+        for name, flag in {"distracted": distracted, "kl": kl}.items():
+            if type(cast(object, flag)) is not bool:
+                raise ValueError(f"evaluating: {name} is {flag!r}; expected True or False.")
         self.model, self.bos, self.batch_size = model, prepend_bos, batch_size
         self.distracted, self.kl, self.texts = distracted, kl, texts
         self._nll_before = self._nlls(())[1] if texts else ()

@@ -7,6 +7,7 @@ prompts of one record are not independent of each other.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -73,10 +74,11 @@ class Metric:
             n_resamples: Draws of as many records as there are, with replacement.
             seed: Seed of the draws.
         """
-        if not 0 < level < 1 or n_resamples < 1:
+        share, draws = cast(object, level), cast(object, n_resamples)
+        if not isinstance(share, float | int) or not 0 < share < 1 or type(draws) is not int or draws < 1:
             raise ValueError(
-                f"interval: level {level}, n_resamples {n_resamples}; expected a level between 0 and 1 and at least "
-                "one resample; the defaults are 0.95 and 2000."
+                f"interval: level is {share!r} and n_resamples is {draws!r}; expected a level between 0 and 1 and at "
+                "least one resample; the defaults are 0.95 and 2000."
             )
         return _bootstrap(self.columns[None], _only, level, n_resamples, seed)
 

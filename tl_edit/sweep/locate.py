@@ -27,7 +27,7 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.rome import ROMEConfig, effective_config, rome_edit
 from tl_edit.sweep.methods import Method, no_edit, random_direction
 from tl_edit.sweep.run import sweep
-from tl_edit.trace import Kind, Noise, causal_trace
+from tl_edit.trace import KINDS, Kind, Noise, causal_trace
 
 OPERATION = "locate_vs_edit"
 Among = Literal["cells", "layers", "records"]
@@ -247,6 +247,11 @@ def locate_vs_edit(
     """
     listed = as_records(records, OPERATION)
     chosen = _checked_layers(model, layers)
+    if kind not in KINDS or (editor is not None and not callable(cast(object, editor))):
+        raise ValueError(
+            f"{OPERATION}: kind is {kind!r} and editor is of type {type(editor).__name__}; expected one of "
+            f"{', '.join(KINDS)}, and a function from a layer to a method, or None for ROME."
+        )
     bos = tokens.resolve_bos(model, prepend_bos)
     if editor is None:
         editor = _rome_at(model, moments, chosen, config, bos)

@@ -74,6 +74,8 @@ def sweep(
         raise ValueError(
             f"{OPERATION}: batch is {batch!r}; expected an integer of 1 or more records that are edited together."
         )
+    if folder is not None and not isinstance(cast(object, folder), str | Path):
+        raise ValueError(f"{OPERATION}: folder is {folder!r}; expected a path, or None to keep nothing.")
     host.check_ready(model, OPERATION)
     bos = tokens.resolve_bos(model, prepend_bos)
     asked = () if texts is None else as_texts(texts, OPERATION)
