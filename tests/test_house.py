@@ -17,7 +17,8 @@ FLOORS = {
     "processes": 0,
     "request": 0,
     "settings": 0,
-    "show": 0,
+    "extras": 0,
+    "show": 1,
     "attach": 1,
     "archive": 1,
     "identity": 1,
@@ -94,7 +95,7 @@ def run(code: str) -> str:
 
 def test_import_is_light():
     """What torch itself brings does not count; nothing of this list is torch's."""
-    heavy = "matplotlib pandas datasets transformers transformer_lens circuitsvis pyarrow sklearn scipy"
+    heavy = "matplotlib pandas datasets transformers transformer_lens circuitsvis pyarrow sklearn nltk scipy"
     code = (
         "import torch, sys; before = set(sys.modules); import tl_edit; from tl_edit import factworld; "
         f"print(*[m for m in '{heavy}'.split() if m in sys.modules and m not in before])"

@@ -3,16 +3,19 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import cast
 
 from tl_edit import host, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
+from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.result import Evaluation
-from tl_edit.evaluate.scores import RecordScores
+from tl_edit.evaluate.scores import RecordScores, TextScores
 from tl_edit.evaluate.sheet import Sheet
 from tl_edit.evaluate.texts import Drift, as_texts, nlls
+from tl_edit.evaluate.writing import Writing
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "evaluate"
@@ -29,6 +32,7 @@ def evaluate(
     distracted: bool = False,
     kl: bool = False,
     texts: str | Sequence[str] | None = None,
+    generate: Generation | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 128,
 ) -> Evaluation:
@@ -47,6 +51,8 @@ def evaluate(
         kl: Whether to measure how far the next token's distribution moves after the neighborhood's prompts. It takes an
             edit or hooks to compare with the model without.
         texts: Texts whose perplexity is compared with that of the model without edit and hooks.
+        generate: How to generate texts from the records' generation prompts, for their entropy (GE) and reference score
+            (RS), e.g. ``Generation(tfidf=TfIdf.load(folder))``; None for none, as it takes long.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
         batch_size: Rows per forward pass.
@@ -54,7 +60,9 @@ def evaluate(
     Raises:
         ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
             active dropout, probabilities that are not finite; for ``kl`` or ``texts`` with nothing to compare, or with
-            an edit that is applied already.
+            an edit that is applied already; for ``generate`` where no record has generation prompts, or where the
+            texts do not fit.
+        ImportError: If texts are to be generated and nltk is not installed.
     """
     listed = as_records(records, OPERATION)
     ready = as_hooks(hooks, OPERATION)
@@ -78,6 +86,8 @@ def evaluate(
             stacklevel=2,
         )
 
+    writing = Writing(model, listed, generate, OPERATION, prepend_bos=bos)
+
     def switched() -> AbstractContextManager[object]:
         return nullcontext() if edit is None or applied else edit.on(model)
 
@@ -86,6 +96,7 @@ def evaluate(
 
     n_tokens, nll_before = perplexities() if asked else ((), ())
     drifts: tuple[Drift, ...] = ()
+    written: list[TextScores] = []
     scores: list[RecordScores] = []
     portions = list(_portions(model, listed)) if kl else [listed]
     for portion in portions:
@@ -93,9 +104,13 @@ def evaluate(
         before = sheet.distributions(batch_size) if kl else None
         with switched():
             scores += sheet.scores(ready, batch_size, unpadded=bool(ready), against=before)
-            if asked and portion is portions[-1]:
+            if portion is not portions[-1]:
+                continue
+            written = writing.scores(ready, batch_size)
+            if asked:
                 _, nll_after = nlls(model, asked, ready, prepend_bos=bos, batch_size=batch_size, unpadded=bool(ready))
                 drifts = (Drift(n_tokens=n_tokens, nll_before=nll_before, nll_after=nll_after),)
+    scores = [replace(score, texts=each) for score, each in zip(scores, written, strict=True)]
     return Evaluation(scores=tuple(scores), provenance=host.provenance(model, prepend_bos=bos), drifts=drifts)
 
 
