@@ -97,13 +97,12 @@ class TfIdf:
             ValueError: If there are no words in the texts, or something else than texts.
         """
         vectorizer = extra("sklearn.feature_extraction.text", "TfIdf.fit").TfidfVectorizer()
-        listed = [] if isinstance(texts, str) else list(texts)
         try:
-            vectorizer.fit(listed)
+            vectorizer.fit(texts)
         except (ValueError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"TfIdf.fit: {len(listed)} texts give no words ({error}); expected a list of texts, each a document; "
-                "pass e.g. read_texts('wikipedia.txt')."
+                f"TfIdf.fit: found texts of type {type(texts).__name__} that give no words ({error}); expected a list "
+                "of texts, each a document; pass e.g. read_texts('wikipedia.txt')."
             ) from error
         return cls(vectorizer)
 

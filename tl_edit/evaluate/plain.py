@@ -31,7 +31,9 @@ def read_scores(record: EditRecord, plain: Mapping[str, Any]) -> RecordScores:
 
 def read_record(plain: Mapping[str, Any]) -> EditRecord:
     """The record of ``dataclasses.asdict(record)``, perhaps by way of JSON."""
-    others = {name: value for name, value in plain.items() if name != "request"}
+    others = _tuples({name: value for name, value in plain.items() if name != "request"})
+    for name in ("other_facts", "unrelated_facts"):
+        others[name] = tuple(tuple(fact) for fact in others.get(name, ()))
     return EditRecord(EditRequest(**plain["request"]), **others)
 
 

@@ -6,10 +6,10 @@ can be kept: after the first pass each token costs one position, not the whole t
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -51,12 +51,9 @@ def uniforms(prompts: Sequence[str], n_tokens: int, seed: int) -> list[Float[Ten
     return found
 
 
-class Following(Protocol):
-    """What follows rows that grow from call to call."""
-
-    def __call__(self, rows: Int[Tensor, "row pos"]) -> Float[Tensor, "row d_vocab"]:
-        """Log-probabilities of the token after each row, which begins with the row of the call before."""
-        ...
+Following = Callable[[Tensor], Tensor]
+"""From rows [row pos], which begin with those of the call before, to the log-probabilities of the token after each of
+them, [row d_vocab]."""
 
 
 class WholePasses:
@@ -127,9 +124,9 @@ class Grown:
     """Rows that grew, and what they were drawn from."""
 
     rows: Int[Tensor, "row pos"]
-    candidates: Int[Tensor, "row step k"]
-    """The likeliest tokens at each step, the first of which follows the shortest prompt."""
-    log_probs: Float[Tensor, "row step k"]
+    candidates: Int[Tensor, "row n _"]
+    """The likeliest tokens of each step, the first of which follows the shortest prompt."""
+    log_probs: Float[Tensor, "row n _"]
     """Of these, in float64."""
 
 
