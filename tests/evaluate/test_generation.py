@@ -206,7 +206,7 @@ def test_hooks_on_the_model_are_seen_and_stay():
     plain, _ = sample(model, starts(model), n_tokens=N_TOKENS, top_k=5, batch_size=8)
     model.blocks[1].hook_mlp_out.add_hook(lambda act, hook: 2.0 * act)
     found, why = sample(model, starts(model), n_tokens=N_TOKENS, top_k=5, batch_size=8)
-    assert why == "whole passes (a hook is attached at blocks.1.hook_mlp_out)"
+    assert why.startswith("whole passes (a hook is attached at blocks.1.")
     assert [row.tolist() for row in found] == [
         oracle(model, prompt, start.uniform) for prompt, start in zip(PROMPTS, starts(model), strict=True)
     ]

@@ -3,7 +3,7 @@
 Words are split by nltk's rules: sentences first, then words, the full stop at a sentence's end being a word of its own.
 The published programs found sentences with the Punkt parameters for English, a download beside nltk. Here Punkt has
 none, so that the number does not depend on what is installed: it takes full stops after abbreviations ("Mr.", "U.S.")
-for words of their own, too.
+for words of their own, too, which in ordinary English prose adds some thousandths of a bit.
 """
 
 import json
@@ -71,7 +71,7 @@ def _ngram_entropy(words: Sequence[str], n: int) -> float:
     """In bits; 0 of a text that is too short."""
     counts = Counter(zip(*(words[i:] for i in range(n)), strict=False))
     total = counts.total()
-    return -math.fsum(count / total * math.log2(count / total) for count in counts.values())
+    return math.fsum(count / total * math.log2(total / count) for count in counts.values())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
