@@ -1,6 +1,6 @@
 """Ten texts of 100 tokens: keys and values kept, beside whole passes for each token and TransformerLens' own way.
 
-``python tests/benchmarks/generation.py`` takes about a quarter of an hour on one core: a model of GPT-2 small's size
+``python tests/benchmarks/generation.py`` takes some ten minutes on one core: a model of GPT-2 small's size
 with random weights, ten prompts of 4 to 13 tokens, float32, seconds of CPU time; ours is run once before it is timed.
 With TransformerLens' `generate`, which has one length of prompts, all ten are of 8 tokens.
 """
