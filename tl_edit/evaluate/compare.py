@@ -99,8 +99,8 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     by_name = cast(Mapping[object, object], given if isinstance(given, Mapping) else {})
     if not by_name:
         raise ValueError(
-            f"{operation}: found {type(cast(Any, given)).__name__}{'' if given else ' without entries'}; expected evaluations by "
-            "name; write e.g. compare({'no edit': before, 'ROME': after})."
+            f"{operation}: found {type(cast(Any, given)).__name__}{'' if given else ' without entries'}; expected "
+            "evaluations by name; write e.g. compare({'no edit': before, 'ROME': after})."
         )
     for name, each in by_name.items():
         if not isinstance(name, str) or not isinstance(each, Evaluation):

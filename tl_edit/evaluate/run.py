@@ -49,7 +49,9 @@ def evaluate(
         texts: Texts whose perplexity is compared with that of the model without edit and hooks.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass, fewer where their logits would fill memory. What prompts begin with alike is
+            computed once where the model allows, see `Evaluation.engine`; then it bounds the tokens of a pass, to those
+            of so many of the longest rows.
 
     Raises:
         ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
@@ -87,16 +89,20 @@ def evaluate(
     n_tokens, nll_before = perplexities() if asked else ((), ())
     drifts: tuple[Drift, ...] = ()
     scores: list[RecordScores] = []
+    engines: list[str] = []
     portions = list(_portions(model, listed)) if kl else [listed]
     for portion in portions:
         sheet = Sheet(model, portion, bos, distracted=distracted)
         before = sheet.distributions(batch_size) if kl else None
         with switched():
             scores += sheet.scores(ready, batch_size, unpadded=bool(ready), against=before)
+            engines.append(sheet.engine)
             if asked and portion is portions[-1]:
                 _, nll_after = nlls(model, asked, ready, prepend_bos=bos, batch_size=batch_size, unpadded=bool(ready))
                 drifts = (Drift(n_tokens=n_tokens, nll_before=nll_before, nll_after=nll_after),)
-    return Evaluation(scores=tuple(scores), provenance=host.provenance(model, prepend_bos=bos), drifts=drifts)
+    made = host.provenance(model, prepend_bos=bos)
+    engine = "; ".join(dict.fromkeys(engines))
+    return Evaluation(scores=tuple(scores), provenance=made, drifts=drifts, engine=engine)
 
 
 def _portions(model: Model, records: Sequence[EditRecord]) -> Iterator[Sequence[EditRecord]]:

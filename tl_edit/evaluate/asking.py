@@ -1,0 +1,186 @@
+"""Asking many questions in the fastest way that gives the model's own numbers.
+
+As trees (`blocks.tree`), what several questions begin with is computed once: the prompt before its two answers, the
+edited statement before each prompt behind it. Where the model's blocks cannot be called so, or hooks must see whole
+passes, questions are rows of forward passes; `Asker.engine` says which it was, and why. Both ways unembed only where
+an answer's token is predicted, but with hooks.
+
+Nothing is taken on trust: on first use, one row is run as always, and where the numbers differ the simpler way is gone.
+"""
+
+from collections.abc import Container, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit import forward, tokens
+from tl_edit.attach import foreign_hook
+from tl_edit.blocks import (
+    CannotCallBlocksError,
+    OrdinaryPass,
+    PackedBlocks,
+    TreeBlocks,
+    check_common,
+    tolerance,
+    why_not,
+)
+from tl_edit.evaluate.questions import Opinion, Question, Reading
+from tl_edit.evaluate.ways import Asked, as_row, in_rows, in_trees
+from tl_edit.host import Model, NamedHook
+
+FEW = 3
+"""So many rows are run as they stand: to check another way takes one more."""
+
+
+class Asker:
+    """Asks a model questions, all or some, once or several times.
+
+    Between two times only ``W_out`` may change, and hooks come and go: what is packed of the other weights is kept.
+    """
+
+    def __init__(self, model: Model, questions: Sequence[Question]) -> None:
+        self.model, self.questions = model, tuple(questions)
+        self.engine = ""
+        """How questions were asked last; empty before."""
+        self._trees: TreeBlocks | None = None
+        self._why_rows = ""
+        self._trims: bool | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        wanted: Sequence[int],
+        hooks: Sequence[NamedHook] = (),
+        *,
+        batch_size: int,
+        unpadded: bool = False,
+        whole: Container[int] = (),
+    ) -> dict[int, Opinion]:
+        """What the model thinks of the questions with these numbers.
+
+        Args:
+            wanted: Numbers of questions.
+            hooks: Attached during all passes; they see rows as they stand, equal ones once.
+            batch_size: Rows per forward pass, fewer where their logits are more than `forward.LOGIT_BYTES`. Trees that
+                are computed together have as many nodes as so many of the longest rows have tokens, at most
+                `ways.NODES`.
+            unpadded: Whether rows that run together must be of one length; so they are where the model carries hooks.
+            whole: Of which to keep the distribution after the prompt.
+
+        Raises:
+            ValueError: If a probability is not a number.
+        """
+        asked = {i: self.questions[i] for i in wanted}
+        if not asked:
+            return {}
+        stranger = foreign_hook(self.model)
+        reason = self._why_not_trees(asked, hooks, stranger)
+        if not reason:
+            try:
+                found = self._in_trees(asked, batch_size, whole)
+            except Exception as error:  # whatever an unknown architecture raises
+                if forward.is_out_of_memory(error):
+                    raise
+                self._why_rows = reason = why_not(error)
+            else:
+                self.engine = "trees (packed weights)"
+                return found
+        self.engine = f"rows ({reason})"
+        if hooks or stranger is not None or not _looks_back(self.model):
+            one_length = unpadded or stranger is not None
+            return _joined(in_rows(self.model, asked, hooks, batch_size, whole, one_length=one_length))
+        try:
+            return self._in_trimmed_rows(asked, batch_size, whole)
+        except Exception as error:
+            if self._trims is False or forward.is_out_of_memory(error):
+                raise
+            self._trims = False
+        return self._in_trimmed_rows(asked, batch_size, whole)
+
+    def _why_not_trees(self, asked: Asked, hooks: Sequence[NamedHook], stranger: str | None) -> str:
+        """Why these are asked in rows; empty where they are not."""
+        if hooks:
+            return "hooks are given"
+        if stranger is not None:
+            return f"a hook is attached at {stranger}"
+        if self._trees is None and not self._why_rows:
+            try:
+                check_common(self.model)
+            except CannotCallBlocksError as error:
+                self._why_rows = str(error)
+            if not _looks_back(self.model):
+                self._why_rows = "its attention is not causal"
+            if not self._why_rows and _few(asked):
+                return "a few questions"
+        return self._why_rows
+
+    def _in_trees(self, asked: Asked, batch_size: int, whole: Container[int]) -> dict[int, Opinion]:
+        """All opinions.
+
+        Raises:
+            CannotCallBlocksError: If one is not the model's own.
+        """
+        if self._trees is not None:
+            return _joined(in_trees(self._trees, asked, batch_size, whole, None))
+        number = self._longest(asked)
+        ordinary = OrdinaryPass.of(self.model, tokens.pad(self.model, [asked[number].row]))
+        trees = TreeBlocks(PackedBlocks(self.model, ordinary))
+        found = self._checked(in_trees(trees, asked, batch_size, whole, number), number, ordinary.logits)
+        self._trees = trees
+        return found
+
+    def _in_trimmed_rows(self, asked: Asked, batch_size: int, whole: Container[int]) -> dict[int, Opinion]:
+        """All opinions, of rows whose logits are trimmed unless that does not pay, or was seen to fail."""
+        number = None
+        if self._trims is None and not _few(asked):
+            number = min(asked, key=lambda i: len(asked[i].row))
+        trimmed = bool(self._trims) or number is not None
+        way = in_rows(self.model, asked, (), batch_size, whole, beginnings=True, trimmed=trimmed, first=number)
+        if number is None:
+            return _joined(way)
+        logits = forward.logits(self.model, tokens.pad(self.model, [asked[number].row]))
+        found = self._checked(way, number, logits)
+        self._trims = True
+        return found
+
+    def _longest(self, asked: Asked) -> int:
+        """The number of the longest question whose logits fit into `forward.LOGIT_BYTES`, or of the shortest."""
+        most = forward.most_logits(self.model)
+        lengths = {i: len(question.row) for i, question in asked.items()}
+        return max(lengths, key=lambda i: lengths[i] if lengths[i] <= most else -lengths[i])
+
+    def _checked(
+        self, way: Iterator[dict[int, Opinion]], number: int, ordinary: Float[Tensor, "1 pos d_vocab"]
+    ) -> dict[int, Opinion]:
+        """All opinions, of which that on the question with ``number`` is compared with an ordinary pass of its row.
+
+        Raises:
+            CannotCallBlocksError: If they differ.
+        """
+        question = self.questions[number]
+        reading = Reading([question], [range(len(question.row))])
+        own = ordinary[0, reading.places]
+        (expected,) = reading.opinions(self.model, own.__getitem__, [False])
+        found: dict[int, Opinion] = {}
+        for opinions in way:
+            found |= opinions
+            if number in opinions:
+                off = max(abs(a - b) for a, b in zip(found[number].log_probs, expected.log_probs, strict=True))
+                if not off <= tolerance(own.dtype, own):
+                    raise CannotCallBlocksError(f"answers are off by {off:.1e} nats from an ordinary pass")
+        return found
+
+
+def _joined(way: Iterator[dict[int, Opinion]]) -> dict[int, Opinion]:
+    return {i: opinion for opinions in way for i, opinion in opinions.items()}
+
+
+def _few(asked: Asked) -> bool:
+    """Whether these are so few rows that another way does not pay."""
+    return len({as_row(question) for question in asked.values()}) <= FEW
+
+
+def _looks_back(model: Model) -> bool:
+    """Whether attention is causal."""
+    return getattr(model.cfg, "attention_dir", "causal") == "causal"
