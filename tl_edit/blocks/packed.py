@@ -86,11 +86,12 @@ def check_common(model: Model) -> None:
     unusual = [name for name in _UNUSUAL if getattr(cfg, name, None)]
     if cfg.positional_embedding_type not in ("standard", "rotary"):
         unusual.append(f"positions: {cfg.positional_embedding_type}")
-    if cfg.original_architecture in _POST_NORM or cfg.attn_only:
+    if cfg.original_architecture in _POST_NORM:
         unusual.append(str(cfg.original_architecture))
     if cfg.n_devices > 1 or cfg.dtype not in (torch.float32, torch.float64):
         unusual.append(f"{cfg.dtype} on {cfg.n_devices} devices")
-    unusual += {type(block.mlp).__name__ for block in model.blocks} - {"MLP", "GatedMLP"}
+    mlps = [block._modules.get("mlp") for block in model.blocks]
+    unusual += {"no MLP" if mlp is None else type(mlp).__name__ for mlp in mlps} - {"MLP", "GatedMLP"}
     if unusual:
         raise CannotCallBlocksError(f"no packed form for {', '.join(unusual)}")
 

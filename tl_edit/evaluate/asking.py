@@ -107,8 +107,8 @@ class Asker:
         if self._trees is None and not self._why_rows:
             try:
                 check_common(self.model)
-            except CannotCallBlocksError as error:
-                self._why_rows = str(error)
+            except Exception as error:  # whatever an unknown architecture lacks
+                self._why_rows = why_not(error)
             if not _looks_back(self.model):
                 self._why_rows = "its attention is not causal"
             if not self._why_rows and _few(asked):
