@@ -66,9 +66,12 @@ class PackedBlocks(Blocks):
 
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """See `Blocks.unembed`."""
-        model: Any = self.model
-        normed = resid if model.cfg.normalization_type is None else _norm(model.ln_final)(resid)
-        return logits_of(model, normed)
+        return unembed(self.model, resid)
+
+
+def unembed(model: Any, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a HookedTransformer's residual stream after the last block."""
+    return logits_of(model, resid if model.cfg.normalization_type is None else _norm(model.ln_final)(resid))
 
 
 def check_common(model: Model) -> None:

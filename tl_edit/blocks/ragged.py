@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_edit.blocks.base import Touch
-from tl_edit.blocks.packed import PackedBlock, PackedBlocks, looks_back
+from tl_edit.blocks.packed import PackedBlock, looks_back
+from tl_edit.host import Model
 
 KEPT_BYTES = 2**30
 """Packed weights that are kept from call to call; of larger models each block is packed anew."""
@@ -131,9 +132,9 @@ class RaggedBlock:
 class RaggedBlocks:
     """The blocks of a model from one on, packed once where memory allows."""
 
-    def __init__(self, blocks: PackedBlocks, first: int) -> None:
-        self.blocks, self.first = blocks, first
-        cfg, modules = blocks.model.cfg, list(blocks.model.blocks)[first:]
+    def __init__(self, model: Model, first: int) -> None:
+        self.model, self.first = model, first
+        cfg, modules = model.cfg, list(model.blocks)[first:]
         size = len(modules) * 3 * cfg.d_model * cfg.n_heads * cfg.d_head * torch.finfo(cfg.dtype).bits // 8
         self._kept = [RaggedBlock(PackedBlock(module)) for module in modules] if size < KEPT_BYTES else []
 
@@ -141,4 +142,4 @@ class RaggedBlocks:
         """Block ``layer``."""
         if self._kept:
             return self._kept[layer - self.first]
-        return RaggedBlock(PackedBlock(self.blocks.model.blocks[layer]))
+        return RaggedBlock(PackedBlock(self.model.blocks[layer]))

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_edit import host
-from tl_edit.blocks.packed import PackedBlocks
+from tl_edit.blocks.packed import check_common, unembed
 from tl_edit.blocks.ragged import Layout, RaggedBlocks
+from tl_edit.host import Model
 
 WIDTH = 64
 """Nodes that attention looks at together. More share more, and fewer leave less that attention may not see."""
@@ -129,15 +130,17 @@ def _forest(trees: Sequence[_Tree], device: torch.device) -> Forest:
 
 
 class TreeBlocks:
-    """A whole HookedTransformer on trees, from tokens to logits."""
+    """A whole HookedTransformer on trees, from tokens to logits; its numbers are for the caller to check."""
 
-    def __init__(self, blocks: PackedBlocks) -> None:
-        self.blocks = blocks
-        self._ragged = RaggedBlocks(blocks, 0)
+    def __init__(self, model: Model) -> None:
+        """See `check_common`."""
+        check_common(model)
+        self.model = model
+        self._ragged = RaggedBlocks(model, 0)
 
     def states(self, forest: Forest, only: Int[Tensor, " read"]) -> Float[Tensor, "read d_model"]:
         """The residual stream after the last block, at the nodes in ``only``."""
-        model: Any = self.blocks.model
+        model: Any = self.model
         resid = model.embed(forest.tokens[None])[0]
         if model.cfg.positional_embedding_type == "standard":
             resid = resid + model.pos_embed.W_pos[forest.layout.positions]
@@ -149,4 +152,4 @@ class TreeBlocks:
 
     def unembed(self, states: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_vocab"]:
         """Their logits."""
-        return self.blocks.unembed(states[None])[0]
+        return unembed(self.model, states[None])[0]

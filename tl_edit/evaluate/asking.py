@@ -5,7 +5,8 @@ edited statement before each prompt behind it. Where the model's blocks cannot b
 passes, questions are rows of forward passes; `Asker.engine` says which it was, and why. Both ways unembed only where
 an answer's token is predicted, but with hooks.
 
-Nothing is taken on trust: on first use, one row is run as always, and where the numbers differ the simpler way is gone.
+Nothing is taken on trust: on first use one row is run as always, and where the numbers differ, the next simpler way is
+gone.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -16,15 +17,7 @@ from torch import Tensor
 
 from tl_edit import forward, tokens
 from tl_edit.attach import foreign_hook
-from tl_edit.blocks import (
-    CannotCallBlocksError,
-    OrdinaryPass,
-    PackedBlocks,
-    TreeBlocks,
-    check_common,
-    tolerance,
-    why_not,
-)
+from tl_edit.blocks import CannotCallBlocksError, TreeBlocks, check_common, tolerance, why_not
 from tl_edit.evaluate.questions import Opinion, Question, Reading
 from tl_edit.evaluate.ways import Asked, as_row, in_rows, in_trees
 from tl_edit.host import Model, NamedHook
@@ -90,13 +83,7 @@ class Asker:
         if hooks or stranger is not None or not _looks_back(self.model):
             one_length = unpadded or stranger is not None
             return _joined(in_rows(self.model, asked, hooks, batch_size, whole, one_length=one_length))
-        try:
-            return self._in_trimmed_rows(asked, batch_size, whole)
-        except Exception as error:
-            if self._trims is False or forward.is_out_of_memory(error):
-                raise
-            self._trims = False
-        return self._in_trimmed_rows(asked, batch_size, whole)
+        return self._in_free_rows(asked, batch_size, whole)
 
     def _why_not_trees(self, asked: Asked, hooks: Sequence[NamedHook], stranger: str | None) -> str:
         """Why these are asked in rows; empty where they are not."""
@@ -124,25 +111,31 @@ class Asker:
         if self._trees is not None:
             return _joined(in_trees(self._trees, asked, batch_size, whole, None))
         number = self._longest(asked)
-        ordinary = OrdinaryPass.of(self.model, tokens.pad(self.model, [asked[number].row]))
-        trees = TreeBlocks(PackedBlocks(self.model, ordinary))
-        found = self._checked(in_trees(trees, asked, batch_size, whole, number), number, ordinary.logits)
+        ordinary = self._ordinary(number)
+        trees = TreeBlocks(self.model)
+        found = self._checked(in_trees(trees, asked, batch_size, whole, number), number, ordinary)
         self._trees = trees
         return found
 
-    def _in_trimmed_rows(self, asked: Asked, batch_size: int, whole: Container[int]) -> dict[int, Opinion]:
-        """All opinions, of rows whose logits are trimmed unless that does not pay, or was seen to fail."""
-        number = None
-        if self._trims is None and not _few(asked):
-            number = min(asked, key=lambda i: len(asked[i].row))
-        trimmed = bool(self._trims) or number is not None
-        way = in_rows(self.model, asked, (), batch_size, whole, beginnings=True, trimmed=trimmed, first=number)
-        if number is None:
-            return _joined(way)
-        logits = forward.logits(self.model, tokens.pad(self.model, [asked[number].row]))
-        found = self._checked(way, number, logits)
-        self._trims = True
-        return found
+    def _in_free_rows(self, asked: Asked, batch_size: int, whole: Container[int]) -> dict[int, Opinion]:
+        """All opinions, of rows that no hook sees; their logits are trimmed where that pays and is right."""
+        if self._trims or (self._trims is None and not _few(asked)):
+            number = None if self._trims else min(asked, key=lambda i: len(asked[i].row))
+            way = in_rows(self.model, asked, (), batch_size, whole, beginnings=True, trimmed=True, first=number)
+            try:
+                found = _joined(way) if number is None else self._checked(way, number, self._ordinary(number))
+            except Exception as error:  # whatever a module of the user's does
+                if forward.is_out_of_memory(error):
+                    raise
+                self._trims = False
+            else:
+                self._trims = True
+                return found
+        return _joined(in_rows(self.model, asked, (), batch_size, whole, beginnings=True))
+
+    def _ordinary(self, number: int) -> Float[Tensor, "1 pos d_vocab"]:
+        """Logits of one question's row, as always."""
+        return forward.logits(self.model, tokens.pad(self.model, [self.questions[number].row]))
 
     def _longest(self, asked: Asked) -> int:
         """The number of the longest question whose logits fit into `forward.LOGIT_BYTES`, or of the shortest."""
@@ -166,7 +159,8 @@ class Asker:
         for opinions in way:
             found |= opinions
             if number in opinions:
-                off = max(abs(a - b) for a, b in zip(found[number].log_probs, expected.log_probs, strict=True))
+                pairs = zip(found[number].log_probs, expected.log_probs, strict=True)
+                off = max(0.0 if a == b else abs(a - b) for a, b in pairs)  # both may be minus infinity
                 if not off <= tolerance(own.dtype, own):
                     raise CannotCallBlocksError(f"answers are off by {off:.1e} nats from an ordinary pass")
         return found

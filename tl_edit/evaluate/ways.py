@@ -24,12 +24,12 @@ def in_trees(
     trees: TreeBlocks, asked: Asked, batch_size: int, whole: Container[int], first: int | None
 ) -> Iterator[dict[int, Opinion]]:
     """Opinions by number, forest by forest; the one with question ``first`` comes first."""
-    model, numbers = trees.blocks.model, list(asked)
+    model, numbers = trees.model, list(asked)
     rows = [as_row(asked[i]) for i in numbers]
     size = min(NODES, batch_size * max(map(len, rows)))
     plan = list(forests(rows, size=size, device=host.device_of(model)))
-    for forest in sorted(plan, key=lambda forest: all(numbers[place] != first for place in forest.paths)):
-        here = [numbers[place] for place in forest.paths]
+    for forest in sorted(plan, key=lambda forest: all(numbers[at] != first for at in forest.paths)):
+        here = [numbers[at] for at in forest.paths]
         reading = Reading([asked[i] for i in here], list(forest.paths.values()))
         states = trees.states(forest, torch.tensor(reading.places, device=forest.tokens.device))
 

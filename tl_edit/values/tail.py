@@ -180,7 +180,7 @@ class RaggedTail(TailEngine):
         """See `TailEngine.prepare`."""
         if not isinstance(self.blocks, PackedBlocks):
             raise CannotCallBlocksError("its blocks are not packed")
-        self.ragged = RaggedBlocks(self.blocks, self.first)
+        self.ragged = RaggedBlocks(self.model, self.first)
         self._pieces: dict[tuple[int, ...], list[Piece]] = {}
         self._packed: dict[int, _Packed] = {}
 
