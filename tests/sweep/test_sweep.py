@@ -370,3 +370,18 @@ def test_texts_are_generated_in_a_sweep(model, tmp_path):
         sweep(model, [record], {"any": any_edit}, **given | {"generate": Generation(n_tokens=17)})
     with pytest.raises(ValueError, match="no record has generation_prompts"):
         sweep(model, RECORDS, {"any": any_edit}, generate=generate, **SETTINGS)
+
+
+def test_divergences_of_large_batches_are_taken_in_portions(model, monkeypatch):
+    from tl_edit.evaluate import judge
+
+    given = {"kl": True, "batch": 4, "texts": "Rome.", **SETTINGS}
+    whole = sweep(model, RECORDS, METHODS, **given)
+    monkeypatch.setattr(judge, "_DISTRIBUTIONS", 1)
+    parts = sweep(model, RECORDS, METHODS, **given)
+    for name in METHODS:
+        one, other = (each.evaluation(name) for each in (whole, parts))
+        assert len(other.scores) == 4
+        assert other.drifts == one.drifts
+        for key, metric in one.metrics().items():
+            assert other.metrics()[key].mean == pytest.approx(metric.mean, rel=1e-4, abs=1e-6)

@@ -23,6 +23,7 @@ from tl_edit.evaluate.writing import check_generate
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.processes import Processes, processes
+from tl_edit.request import EditRequest
 from tl_edit.sweep.folder import OPERATION, SweepFolder
 from tl_edit.sweep.methods import Derived, Method, Switchable, describe
 from tl_edit.sweep.result import Outcome, Sweep
@@ -86,12 +87,13 @@ def sweep(
     asked = () if texts is None else as_texts(texts, OPERATION)
     batches = tuple(listed[start : start + batch] for start in range(0, len(listed), batch))
     keys = [_key(each) for each in batches]
+    weights = weights_digest(model)
     with processes(OPERATION) as own:
         kept = None
         if folder is not None:
             _check_no_hooks(model)
             settings = {"distracted": distracted, "kl": kl, "texts": digest(asked), "generate": describe(generate)}
-            run = _identity(model, bos, batch, settings)
+            run = _identity(model, weights, bos, batch, settings)
             described = {name: describe(method) for name, method in chosen.items()}
             own.agree({**run, "records": digest(keys), "methods": described}, OPERATION)
             kept = SweepFolder(Path(folder).expanduser(), run, described, keys)
@@ -110,7 +112,7 @@ def sweep(
             generate=generate,
             batch_size=batch_size,
         )
-        outcomes = _Runner(model, judge, chosen, kept, own).run(batches, keys, progress=progress)
+        outcomes = _Runner(model, weights, judge, chosen, kept, own).run(batches, keys, progress=progress)
     return Sweep(batches=batches, outcomes=outcomes, provenance=host.provenance(model, prepend_bos=bos))
 
 
@@ -120,12 +122,14 @@ class _Runner:
     def __init__(
         self,
         model: Model,
+        weights: str,
         judge: Judge,
         methods: Mapping[str, Method],
         kept: SweepFolder | None,
         own: Processes,
     ) -> None:
-        self.model, self.judge, self.methods, self.kept, self.own = model, judge, methods, kept, own
+        self.model, self.weights, self.judge, self.methods = model, weights, judge, methods
+        self.kept, self.own = kept, own
         self.lines: dict[tuple[str, str], dict[str, Any]] = {} if kept is None else kept.found
         """What is known, by method and key of the batch."""
 
@@ -142,7 +146,6 @@ class _Runner:
             if self.kept is not None and self.own.rank == 0:
                 self.kept.begin()
             self.own.total(0)
-        before = weights_digest(self.model) if todo else ""
         mine = todo[self.own.rank :: self.own.world]
         done = sum(len(batches[i]) for i in range(len(batches)) if not lacking[i])
         size = sum(len(batches[i]) for i in mine)
@@ -153,7 +156,7 @@ class _Runner:
                     if self.kept is not None:
                         self.kept.keep(self.own.rank, name, keys[i], line)
                 if number in (0, len(mine) - 1):
-                    self._check_restored(before)
+                    self._check_restored()
                 bar.update(len(batches[i]))
         self.own.total(0)
         if self.kept is not None:
@@ -165,8 +168,10 @@ class _Runner:
 
     def _batch(self, records: tuple[EditRecord, ...], names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The lines of some methods on one batch, JSON's own values."""
+        portions = list(self.judge.portions(records))
         try:
-            asked = self.judge.prepare(records)
+            # Where there are several, what the unedited model says about all does not fit into memory together.
+            whole = self.judge.prepare(records) if len(portions) == 1 else None
         except ValueError as error:
             return {name: {"failed": str(error), "seconds": 0.0} for name in names}
         edits: dict[int, Switchable] = {}
@@ -174,7 +179,8 @@ class _Runner:
         for name in names:
             start = time.perf_counter()
             try:
-                line = self._one(name, asked, edits)
+                edit = self._edit(name, self.methods[name], [record.request for record in records], edits)
+                line = self._judged(edit, portions, whole)
             except _BadMethodError:
                 raise
             except ValueError as error:
@@ -182,13 +188,18 @@ class _Runner:
             found[name] = line | {"seconds": round(time.perf_counter() - start, 3)}
         return found
 
-    def _one(self, name: str, asked: Asked, edits: dict[int, Switchable]) -> dict[str, Any]:
-        edit = self._edit(name, self.methods[name], asked, edits)
-        with edit.on(self.model):
-            scores, drifts = self.judge.scores(asked), self.judge.drifts()
-        line: dict[str, Any] = {"scores": [plain_scores(each) for each in scores]}
-        if drifts:
-            line["drifts"] = [asdict(drift) for drift in drifts]
+    def _judged(
+        self, edit: Switchable, portions: Sequence[Sequence[EditRecord]], whole: Asked | None
+    ) -> dict[str, Any]:
+        """What the records say with the edit on."""
+        line: dict[str, Any] = {"scores": []}
+        for portion in portions:
+            asked = self.judge.prepare(portion) if whole is None else whole
+            with edit.on(self.model):
+                line["scores"] += [plain_scores(each) for each in self.judge.scores(asked)]
+                drifts = self.judge.drifts() if portion is portions[-1] else ()
+            if drifts:
+                line["drifts"] = [asdict(drift) for drift in drifts]
         if isinstance(edit, Edit):
             line["norms"] = {str(layer): norm for layer, norm in edit.norms.items()}
             line["diagnostics"] = {
@@ -198,13 +209,15 @@ class _Runner:
             }
         return line
 
-    def _edit(self, name: str, method: Method, asked: Asked, edits: dict[int, Switchable]) -> Switchable:
-        """What a method computes for these records; the edit that another is derived from is computed once."""
+    def _edit(
+        self, name: str, method: Method, requests: Sequence[EditRequest], edits: dict[int, Switchable]
+    ) -> Switchable:
+        """What a method computes for these requests; the edit that another is derived from is computed once."""
         if isinstance(method, Derived):
-            return method.derive(self._edit(name, method.method, asked, edits))
+            return method.derive(self._edit(name, method.method, requests, edits))
         if id(method) not in edits:
             before = edits_on(self.model, OPERATION)
-            made = cast(object, method(self.model, [record.request for record in asked.sheet.records]))
+            made = cast(object, method(self.model, requests))
             added = [edit for edit in edits_on(self.model, OPERATION) if edit not in before]
             for edit in reversed(added):
                 edit.undo(self.model)
@@ -242,8 +255,8 @@ class _Runner:
                     "with the same settings; choose another folder, or another name for the method."
                 )
 
-    def _check_restored(self, before: str) -> None:
-        if weights_digest(self.model) != before:
+    def _check_restored(self) -> None:
+        if weights_digest(self.model) != self.weights:
             raise _BadMethodError(
                 f"{OPERATION}: the model's weights are not those from before the sweep; expected methods that leave "
                 "the model as it was, bit for bit; load it again, and mend the method that does not restore it."
@@ -320,14 +333,14 @@ def _check_no_hooks(model: Model) -> None:
         )
 
 
-def _identity(model: Model, bos: bool, batch: int, settings: Mapping[str, object]) -> dict[str, object]:
+def _identity(model: Model, weights: str, bos: bool, batch: int, settings: Mapping[str, object]) -> dict[str, object]:
     """What tells one run from another, but for its records and methods."""
     made_on = host.provenance(model, prepend_bos=bos)
     return {
         "model": made_on.model_name,
         "interface": made_on.interface,
         "dtype": made_on.dtype,
-        "weights": weights_digest(model),
+        "weights": weights,
         "tokenizer": tokenizer_digest(model),
         "prepend_bos": bos,
         "batch": batch,
