@@ -18,6 +18,7 @@ FLOORS = {
     "request": 0,
     "settings": 0,
     "show": 0,
+    "sources": 0,
     "attach": 1,
     "archive": 1,
     "identity": 1,

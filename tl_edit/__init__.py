@@ -1,6 +1,15 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
-from tl_edit.data import EditRecord, KnownFact
+from tl_edit.data import (
+    EditRecord,
+    KnownFact,
+    KnownFacts,
+    Malformed,
+    Records,
+    read_known_facts,
+    read_records,
+    write_records,
+)
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Comparison, Evaluation, compare, evaluate
@@ -59,12 +68,15 @@ __all__ = [
     "KeyCache",
     "KeysValues",
     "KnownFact",
+    "KnownFacts",
     "LowRank",
     "MEMITConfig",
+    "Malformed",
     "Noise",
     "OptimizedValue",
     "PMETConfig",
     "ROMEConfig",
+    "Records",
     "SecondMoment",
     "SecondMoments",
     "Sweep",
@@ -94,6 +106,8 @@ __all__ = [
     "optimize_values",
     "pmet_edit",
     "random_direction",
+    "read_known_facts",
+    "read_records",
     "read_texts",
     "restore",
     "rome_edit",
@@ -106,4 +120,5 @@ __all__ = [
     "trace_difference",
     "trace_facts",
     "undo_edits",
+    "write_records",
 ]

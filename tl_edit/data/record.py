@@ -6,6 +6,12 @@ from typing import NamedTuple, cast
 
 from tl_edit.request import EditRequest, as_several
 
+PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
+FACTS = ("other_facts", "unrelated_facts")
+TEXTS = ("reference_texts", "essence_texts")
+LABELS = ("name", "relation_id")
+"""The fields of an `EditRecord` beside the request, by what they hold."""
+
 
 class KnownFact(NamedTuple):
     """A prompt, its subject, and the answer that the model must know for the fact to count."""
@@ -54,14 +60,14 @@ class EditRecord:
                 f"EditRecord: request is of type {type(self.request).__name__}; expected EditRequest; write "
                 "EditRequest('{} is in the city of', 'The Eiffel Tower', 'Rome')."
             )
-        for name in ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"):
+        for name in PROMPTS:
             prompts = self._several(name)
             object.__setattr__(self, name, tuple(_checked(prompt, name) for prompt in prompts))
-        for name in ("other_facts", "unrelated_facts"):
+        for name in FACTS:
             object.__setattr__(self, name, tuple(_pair(fact, name) for fact in self._several(name)))
-        for name in ("reference_texts", "essence_texts"):
+        for name in TEXTS:
             object.__setattr__(self, name, tuple(_text(text, name) for text in self._several(name)))
-        for name in ("name", "relation_id"):
+        for name in LABELS:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"EditRecord: {name} is {getattr(self, name)!r}; expected a string; write str(...).")
 

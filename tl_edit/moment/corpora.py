@@ -1,16 +1,17 @@
 """Texts by name or from files, local first."""
 
 import json
-import os
 import random
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from tl_edit import sources
 from tl_edit.moment.texts import column_of, column_of_row, holds_strings
 
 OPERATION = "read_texts"
+NEEDED = "everything but .txt and .json files"
 NAMED: dict[str, dict[str, Any]] = {
     "wikipedia": {"path": "wikimedia/wikipedia", "name": "20231101.en", "split": "train"},
     "pile": {"path": "NeelNanda/pile-10k", "split": "train"},
@@ -53,7 +54,7 @@ def read_texts(
         raise ValueError(f"{OPERATION}: seed is {seed!r}; expected an integer; the published programs' is 1.")
     if source == "":
         raise ValueError(f"{OPERATION}: source is ''; expected a path, or one of {list(NAMED)}; pass '.' for here.")
-    path = Path(os.path.expanduser(source))
+    path = sources.given_path(source)
     if path.exists():
         texts = _local(path, column)
     elif str(source) in NAMED:
@@ -119,15 +120,6 @@ def _local(path: Path, column: str | None) -> Sequence[str]:
     return read(path, column)
 
 
-def _content(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")  # some programs begin files with a mark, which is no text
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{OPERATION}: {path} cannot be read ({error}); expected a file in UTF-8; convert it."
-        ) from error
-
-
 def _lines(path: Path, column: str | None) -> Sequence[str]:
     if column is not None:
         raise ValueError(
@@ -135,11 +127,11 @@ def _lines(path: Path, column: str | None) -> Sequence[str]:
             "column out."
         )
     # Not splitlines, which also ends lines at rare characters within texts.
-    return [line for line in _content(path).replace("\r\n", "\n").split("\n") if line.strip()]
+    return [line for line in sources.content(path, OPERATION).split("\n") if line.strip()]
 
 
 def _json(path: Path, column: str | None) -> Sequence[str]:
-    content = _content(path)
+    content = sources.content(path, OPERATION)
     try:
         if path.suffix.lower() == ".jsonl":
             found: Any = [json.loads(line) for line in content.split("\n") if line.strip()]
@@ -183,17 +175,6 @@ def _no_text(item: object, number: int, column: str | None, path: Path) -> Value
     )
 
 
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{OPERATION}: the package datasets is not installed; expected it for everything but .txt and .json "
-            "files; run pip install datasets."
-        ) from error
-    return datasets
-
-
 def _table(path: Path, column: str | None) -> Sequence[str]:
     kind = path.suffix.lower()[1:]
     return _guarded(path, lambda datasets: datasets.load_dataset(kind, data_files=str(path), split="train"), column)
@@ -204,13 +185,12 @@ def _folder(path: Path, column: str | None) -> Sequence[str]:
 
 
 def _guarded(path: Path, load: Callable[[Any], Any], column: str | None) -> Sequence[str]:
-    datasets = _datasets()
+    datasets = sources.datasets_package(OPERATION, NEEDED)
     try:
         found = load(datasets)
     except Exception as error:  # whatever the libraries below raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{OPERATION}: {path} cannot be read ({type(error).__name__}: {reason[:200]}); expected a file as its "
+            f"{OPERATION}: {path} cannot be read ({sources.reason(error)}); expected a file as its "
             "ending says, or a folder of datasets.save_to_disk; choose another."
         ) from error
     return _chosen_column(found, column, str(path))
@@ -237,14 +217,11 @@ def _chosen_column(dataset: Any, column: str | None, source: str) -> Sequence[st
 
 
 def _from_hub(name: str, column: str | None) -> Sequence[str]:
-    datasets = _datasets()
-    try:
-        found = datasets.load_dataset(**NAMED[name])
-    except Exception as error:  # being offline has many names
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{OPERATION}: {NAMED[name]['path']} could not be had from the Hugging Face hub ({type(error).__name__}: "
-            f"{reason[:200]}); expected a network, or the corpus in the local cache; unset HF_HUB_OFFLINE if it is "
-            "set, or pass texts of your own, e.g. read_texts('texts.txt')."
-        ) from error
+    datasets = sources.datasets_package(OPERATION, NEEDED)
+    found = sources.from_hub(
+        OPERATION,
+        NAMED[name]["path"],
+        lambda: datasets.load_dataset(**NAMED[name]),
+        remedy="pass texts of your own, e.g. read_texts('texts.txt')",
+    )
     return _chosen_column(found, column, name)

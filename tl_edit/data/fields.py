@@ -1,0 +1,120 @@
+"""Taking columns out of a row, with advice where they are not what they should be.
+
+The messages are about one record; what was read, and from where, is said by who reports them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+Fields = Mapping[str, object]
+"""A row's columns. One that is None is absent: tables of the hub hold None for what a row does not have."""
+
+
+def text(fields: Fields, name: str, *, within: str = "") -> str:
+    """A column that must hold words.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    found = optional_text(fields, name, within=within)
+    if found is None:
+        raise ValueError(f"{within}{name} is missing; expected words")
+    return found
+
+
+def optional_text(fields: Fields, name: str, *, within: str = "") -> str | None:
+    """A column that holds words, or is absent.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    found = fields.get(name)
+    if found is not None and (not isinstance(found, str) or not found.strip()):
+        raise ValueError(f"{within}{name} is {found!r}; expected words")
+    return found
+
+
+def prompt(found: str) -> str:
+    """Without spaces at its end: the one before the object is added later, and two are other tokens."""
+    return found.rstrip(" ")
+
+
+def label(fields: Fields, name: str) -> str:
+    """A name or number as a string; "" where it is absent.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    found = fields.get(name)
+    if found is None:
+        return ""
+    if not isinstance(found, str | int):
+        raise ValueError(f"{name} is {found!r}; expected a string or a number")
+    return str(found)
+
+
+def texts(fields: Fields, name: str) -> tuple[str, ...]:
+    """A column of several texts, or of one; none where it is absent.
+
+    Raises:
+        ValueError: If something else is in it.
+    """
+    found = fields.get(name)
+    listed = (found,) if isinstance(found, str) else _several(found, name)
+    wrong = [each for each in listed if not isinstance(each, str) or not each.strip()]
+    if wrong:
+        raise ValueError(f"{name} holds {wrong[0]!r}; expected texts of some words")
+    return cast(tuple[str, ...], listed)
+
+
+def prompts(fields: Fields, name: str) -> tuple[str, ...]:
+    """A column of several prompts, or of one; see `prompt`.
+
+    Raises:
+        ValueError: If something else is in it.
+    """
+    return tuple(map(prompt, texts(fields, name)))
+
+
+def pairs(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
+    """A column of prompts with their answers; none where it is absent.
+
+    Raises:
+        ValueError: If something else is in it.
+    """
+    found: list[tuple[str, str]] = []
+    for each in _several(fields.get(name), name):
+        pair = tuple(cast(Sequence[object], each)) if isinstance(each, list | tuple) else ()
+        if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
+            raise ValueError(f"{name} holds {each!r}; expected [prompt, answer] pairs")
+        question, answer = cast(tuple[str, str], pair)
+        found.append((prompt(question), answer))
+    return tuple(found)
+
+
+def relation(asked: str, subject: str, name: str) -> str:
+    """The template of a prompt that has its subject in it: ``{}`` where the subject first occurs.
+
+    Raises:
+        ValueError: If it does not occur.
+    """
+    return prompt(containing(asked, subject, name)).replace(subject, "{}", 1)
+
+
+def containing(asked: str, subject: str, name: str) -> str:
+    """The prompt ``asked``, in which the subject is to be found.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if subject not in asked:
+        raise ValueError(f"the subject {subject!r} does not occur in {name} {asked!r}; expected it there, spelled so")
+    return asked
+
+
+def _several(found: object, name: str) -> tuple[object, ...]:
+    if found is None:
+        return ()
+    if not isinstance(found, list | tuple):
+        raise ValueError(f"{name} is {found!r}; expected a list")
+    return tuple(cast(Sequence[object], found))

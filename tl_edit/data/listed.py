@@ -1,0 +1,99 @@
+"""What was read: records or facts, with where they come from and what could not be read."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tl_edit.data.record import EditRecord, KnownFact
+from tl_edit.data.rows import Row
+from tl_edit.data.schema import Schema
+from tl_edit.request import EditRequest
+
+T = TypeVar("T")
+
+_SHOWN = 5
+"""Malformed rows that a message names."""
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A row that is no record."""
+
+    where: str
+    """Its place: "line 17" of a file, counted from 1, where the row begins; "row 16" of a hub's data set, its index."""
+    why: str
+    """What is wrong with it."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why}"
+
+
+class Listed(tuple[T, ...]):
+    """A tuple that knows where it was read."""
+
+    source: str
+    """The file, or the data set on the hub."""
+    schema: str
+    """Which layout it has, e.g. "CounterFact"."""
+    malformed: tuple[Malformed, ...]
+    """What was left out, and why."""
+
+    def __new__(
+        cls, items: Iterable[T] = (), *, source: str = "", schema: str = "", malformed: Sequence[Malformed] = ()
+    ) -> "Listed[T]":
+        """Of ``items`` and what is to be known of them."""
+        made = super().__new__(cls, items)
+        made.source, made.schema, made.malformed = source, schema, tuple(malformed)
+        return made
+
+    def __repr__(self) -> str:
+        left_out = f"; {len(self.malformed)} malformed" if self.malformed else ""
+        return f"{type(self).__name__}({len(self)} from {self.source}, {self.schema}{left_out})"
+
+
+class Records(Listed[EditRecord]):
+    """Records of edits as `read_records` reads them: a tuple that knows its source."""
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """The request of each, as editing methods take them."""
+        return tuple(record.request for record in self)
+
+
+class KnownFacts(Listed[KnownFact]):
+    """Facts as `read_known_facts` reads them, for `trace_facts`: a tuple that knows its source."""
+
+
+def made(
+    rows: Sequence[Row], schema: Schema[T], operation: str, source: str, *, stacklevel: int
+) -> tuple[list[T], list[Malformed]]:
+    """The records of all rows, and the rows that are none, of which a warning tells.
+
+    Raises:
+        ValueError: If all of them are none.
+    """
+    items: list[T] = []
+    malformed: list[Malformed] = []
+    for row in rows:
+        try:
+            if row.wrong:
+                raise ValueError(row.wrong)
+            items.append(schema.make(row.fields))
+        except ValueError as error:
+            malformed.append(Malformed(row.where, str(error).rstrip(".")))
+    if malformed:
+        named = [f"  {each}" for each in malformed[:_SHOWN]]
+        if len(malformed) > _SHOWN:
+            named.append(f"  and {len(malformed) - _SHOWN:,} more")
+        text = (
+            f"{operation}: {len(malformed):,} of {len(rows):,} rows of {source} are malformed "
+            f"(expected: {schema.name}):\n" + "\n".join(named) + "\n"
+        )
+        if not items:
+            raise ValueError(f"{text}Nothing is left; repair them, or choose another file.")
+        warnings.warn(
+            f"{text}They are left out, and all are in .malformed; repair them, or go on without them.",
+            stacklevel=stacklevel + 1,
+        )
+    return items, malformed

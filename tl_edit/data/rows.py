@@ -1,0 +1,160 @@
+"""Rows of a data set, each with the place where a user finds it again.
+
+What is wrong with one row is said of that row, and the others are read. Only where a file can no longer be told into
+rows, it is refused as a whole.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, cast
+
+from tl_edit import sources
+
+ENDINGS = (".json", ".jsonl", ".csv")
+"""Of the files that can be read."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a data set, before anybody knows what its columns mean."""
+
+    where: str
+    """Its place in words: "line 17" is where it begins in a file (counted from 1, as editors do), "row 16" its index in
+    a data set of the hub."""
+    fields: dict[str, object]
+    """Its columns; none where something is wrong."""
+    wrong: str = ""
+    """Why it is no row; empty where it is one."""
+
+
+def file_rows(path: Path, operation: str) -> Iterator[Row]:
+    """The rows of a file, one after the other, so that what is not asked for is not read.
+
+    Raises:
+        ValueError: If the file cannot be read, has another ending, or cannot be told into rows from some line on.
+    """
+    ending = path.suffix.lower()
+    if path.is_dir() or ending not in ENDINGS:
+        found = "is a folder" if path.is_dir() else f"ends in {ending!r}"
+        raise ValueError(
+            f"{operation}: {path} {found}; expected a file of one of the kinds {', '.join(ENDINGS)}; choose or convert "
+            "one."
+        )
+    text = sources.content(path, operation)
+    return {".json": _list_rows, ".jsonl": _line_rows, ".csv": _table_rows}[ending](text, path, operation)
+
+
+def as_row(where: str, value: object) -> Row:
+    """A row of what should be an object with columns."""
+    if isinstance(value, dict):
+        return Row(where, cast(dict[str, object], value))
+    return Row(where, {}, f"it is of type {type(value).__name__}; expected an object with a record's columns")
+
+
+def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
+    """The elements of a JSON list, decoded one by one, since a list decoded at once has forgotten the lines."""
+
+    def refuse(found: str, line: int, remedy: str = "repair the file") -> NoReturn:
+        raise ValueError(
+            f"{operation}: {path} is no valid JSON list (line {line}: {found}); expected [record, ...]; {remedy}."
+        )
+
+    def beyond_space(place: int) -> int:
+        return cast(re.Match[str], _SPACE.match(text, place)).end()
+
+    place = beyond_space(0)
+    if text[place : place + 1] != "[":
+        one = text[place : place + 1] == "{"
+        refuse(
+            f"it begins with {text[place : place + 12]!r}",
+            1 + text.count("\n", 0, place),
+            "choose the list within it, or call a file with one record on each line .jsonl" if one else "repair it",
+        )
+    decode = json.JSONDecoder().raw_decode
+    line, counted = 1, 0
+    place = beyond_space(place + 1)
+    more = text[place : place + 1] != "]"
+    while more:
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, place = decode(text, place)
+        except json.JSONDecodeError as error:
+            refuse(error.msg, error.lineno)
+        except RecursionError:
+            refuse("it is nested too deeply", line)
+        yield as_row(f"line {line}", value)
+        place = beyond_space(place)
+        more = text[place : place + 1] == ","
+        if not more and text[place : place + 1] != "]":
+            refuse("',' or ']' is missing after a record", 1 + text.count("\n", 0, place))
+        place = beyond_space(place + 1) if more else place
+    after = beyond_space(place + 1)
+    if after < len(text):
+        refuse(f"{text[after : after + 12]!r} comes after the end of the list", 1 + text.count("\n", 0, after))
+
+
+def _line_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
+    """Each line alone."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"line {number}"
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            said = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            yield Row(where, {}, f"it is no JSON ({said}); expected one record on each line")
+        else:
+            yield as_row(where, value)
+
+
+def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
+    """The rows of a table; empty cells are absent."""
+    # Strict, so that a quote which is never closed is noticed.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    head: list[str] | None = None
+    end = False
+    while not end:
+        begin = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if head is None or "unexpected end" in str(error):  # what comes after is in that cell
+                raise ValueError(
+                    f"{operation}: {path} is no valid CSV from line {begin} on ({error}); expected cells in quotes "
+                    "that are closed, with quotes inside doubled; repair it there."
+                ) from error
+            yield Row(f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside cells doubled")
+            continue
+        end = cells is None
+        if not cells:
+            continue
+        if head is None:
+            head = _head(cells, path, operation)
+        elif len(cells) != len(head):
+            yield Row(f"line {begin}", {}, f"it has {len(cells)} cells; expected {len(head)}, one for each column")
+        else:
+            yield Row(f"line {begin}", {name: cell for name, cell in zip(head, cells, strict=True) if cell.strip()})
+
+
+def _head(cells: list[str], path: Path, operation: str) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    other = next((sign for sign in (";", "\t") if len(names) == 1 and sign in names[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"{operation}: the columns of {path} seem to be separated by {other!r}; expected commas; save it with "
+            "commas."
+        )
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(
+            f"{operation}: the columns of {path} are {names}; expected a name for each, and each once; rename them in "
+            "the file's first line."
+        )
+    return names

@@ -1,0 +1,105 @@
+"""Which data set a table is, told by its columns."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+from tl_edit.data.fields import Fields
+from tl_edit.data.record import FACTS, PROMPTS, TEXTS
+from tl_edit.data.rows import Row
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Schema(Generic[T_co]):
+    """A layout of columns, and how a row of it becomes a record."""
+
+    name: str
+    marks: frozenset[str]
+    """Columns by which it is told from others: each of them in some row."""
+    columns: frozenset[str]
+    """All that it has, read or not."""
+    make: Callable[[Fields], T_co]
+    """A row's record. Raises ValueError with what is wrong with the row."""
+
+
+LISTS = frozenset({"answers", *PROMPTS, *FACTS, *TEXTS})
+"""Columns that hold several things, in any schema."""
+
+
+def columns_of(rows: Iterable[Row]) -> dict[str, str]:
+    """The columns that occur, each with the place where it first does."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for name in row.fields:
+            found.setdefault(name, row.where)
+    return found
+
+
+def renamed(rows: Sequence[Row], names: Mapping[str, str | None], operation: str, source: str) -> list[Row]:
+    """The rows with columns called as ``names`` says; None leaves a column out.
+
+    Raises:
+        ValueError: If a column to rename is not there, or two would be called the same.
+    """
+    found = columns_of(rows)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(
+            f"{operation}: columns= renames {missing}, which {source} does not have; expected some of {list(found)}; "
+            "write {'their name': 'our name'}."
+        )
+    kept = [name for name in (names.get(name, name) for name in found) if name is not None]
+    twice = sorted({name for name in kept if kept.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"{operation}: with columns= {source} has two columns called {twice}; expected one of each; leave one out "
+            "with {'its name': None}."
+        )
+
+    def rename(row: Row) -> Row:
+        fields = {names.get(name, name): value for name, value in row.fields.items()}
+        fields.pop(None, None)
+        return Row(row.where, cast(dict[str, object], fields), row.wrong)
+
+    return [rename(row) for row in rows]
+
+
+def with_lists(row: Row) -> Row:
+    """A table's row with its lists: a cell that begins with "[" is one in JSON, any other is a single text."""
+    fields = dict(row.fields)
+    for name in LISTS & fields.keys():
+        cell = str(fields[name])
+        if cell.lstrip().startswith("["):
+            try:
+                fields[name] = json.loads(cell)
+            except (ValueError, RecursionError):
+                return Row(row.where, {}, f"{name} begins with '[' and is no JSON; expected a list like [\"one\"]")
+    return Row(row.where, fields, row.wrong)
+
+
+def told(
+    columns: Mapping[str, str], published: Sequence[Schema[T_co]], own: Schema[T_co], operation: str, source: str
+) -> Schema[T_co]:
+    """The schema that a table with these columns has.
+
+    Raises:
+        ValueError: If it is none of the ``published`` ones and has columns that our ``own`` does not have, or too few.
+    """
+    for schema in published:
+        if schema.marks <= columns.keys():
+            return schema
+    unknown = [f"{name!r} ({where})" for name, where in columns.items() if name not in own.columns]
+    missing = sorted(own.marks - columns.keys())
+    if unknown or missing:
+        wrong = [f"of which {', '.join(unknown)} are unknown"] if unknown else []
+        wrong += [f"without {', '.join(missing)}"] if missing else []
+        known = "; ".join(f"{', '.join(sorted(schema.marks))} ({schema.name})" for schema in published)
+        raise ValueError(
+            f"{operation}: {source} has the columns {list(columns)}, {' and '.join(wrong)}; expected those of a "
+            f"published data set, at least {known}; or your own, called {', '.join(sorted(own.columns))}; rename or "
+            "leave out with columns={'their name': 'our name', 'another': None}."
+        )
+    return own
