@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -33,7 +33,7 @@ class Report:
     """Tables and lines for a person; strings are printed as they are."""
     code: int = 0
 
-    def write(self, out: TextIO, command: str, *, as_json: bool) -> None:
+    def write(self, out: Any, command: str, *, as_json: bool) -> None:
         """Write it: exactly one JSON object, or what a person reads."""
         if as_json:
             said = {"command": command, "tl_edit": tl_edit.__version__, **self.plain}
