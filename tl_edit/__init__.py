@@ -34,7 +34,7 @@ from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts,
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
-from tl_edit.sweep import Sweep, no_edit, random_direction, sweep
+from tl_edit.sweep import LocateVsEdit, Sweep, locate_vs_edit, no_edit, random_direction, sweep
 from tl_edit.tokens import tokenize_prompt
 from tl_edit.trace import (
     AverageTrace,
@@ -69,6 +69,7 @@ __all__ = [
     "KeysValues",
     "KnownFact",
     "KnownFacts",
+    "LocateVsEdit",
     "LowRank",
     "MEMITConfig",
     "Malformed",
@@ -99,6 +100,7 @@ __all__ = [
     "forget_edits",
     "generate_prefixes",
     "interference",
+    "locate_vs_edit",
     "memit_edit",
     "memit_update",
     "no_edit",

@@ -177,7 +177,7 @@ def rome_update(
 
 def rome_edit(
     model: Model,
-    request: EditRequest,
+    request: EditRequest | Sequence[EditRequest],
     moments: SecondMoments | SecondMoment,
     *,
     layer: int | None = None,
@@ -197,7 +197,7 @@ def rome_edit(
 
     Args:
         model: A HookedTransformer or TransformerBridge.
-        request: The fact to write.
+        request: The fact to write; a list must hold one.
         moments: Second moments of the keys, from `second_moment`; `SecondMoments.identity` for the control.
         layer: The layer to edit, counted from 0; overrides ``config.layer``.
         config: Settings; None for the published ones of this model (`ROMEConfig.for_model`), and for a model

@@ -14,9 +14,10 @@ from dataclasses import replace
 import torch
 
 import tl_edit
-from tl_edit import Edit, Evaluation, LowRank, ROMEConfig, SecondMoments
+from tl_edit import Evaluation, ROMEConfig, SecondMoments
 from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
+from tl_edit.sweep.methods import random_edit
 from tl_edit.trace import ROLES
 
 
@@ -55,18 +56,6 @@ def average_trace(model, sample: list[Fact]) -> None:
             print(f"| {kind} | {role} | {average.count[r]} | " + " | ".join(cells) + " |")
 
 
-def random_direction(edit: Edit, seed: int) -> Edit:
-    """A control: another change of the same rank and norm."""
-    generator = torch.Generator().manual_seed(seed)
-    deltas = {}
-    for layer, delta in edit.deltas.items():
-        left = torch.randn(delta.left.shape, generator=generator, dtype=torch.float64)
-        right = torch.randn(delta.right.shape, generator=generator, dtype=torch.float64)
-        size = LowRank(left, right).norm()
-        deltas[layer] = LowRank(left, right / size * delta.norm())
-    return replace(edit, method="random direction", deltas=deltas)
-
-
 def rome(model, records, moments, config: ROMEConfig, control: str = "") -> Evaluation:
     """Edit, evaluate and undo each record in turn."""
     prefixes = (
@@ -80,7 +69,7 @@ def rome(model, records, moments, config: ROMEConfig, control: str = "") -> Eval
     for i, record in enumerate(records):
         edit = tl_edit.rome_edit(model, record.request, moments, config=config, prefixes=prefixes, apply=False)
         if control == "random":
-            edit = random_direction(edit, i)
+            edit = random_edit(edit, i)
         parts.append(tl_edit.evaluate(model, record, edit=edit))
     return Evaluation.of(parts)
 

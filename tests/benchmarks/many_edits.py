@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from bundled_model import random_direction
-
 import tl_edit
 from tl_edit import (
     AlphaEditConfig,
@@ -34,6 +32,7 @@ from tl_edit import (
 )
 from tl_edit.factworld import Fact, fact_texts, facts, load_fact_model
 from tl_edit.factworld.records import sample_records
+from tl_edit.sweep.methods import random_edit
 
 DRAWN = 1000
 """Edits that are drawn; fewer are the first of them, so that every run of this file edits the same facts."""
@@ -135,7 +134,7 @@ def random_control(config: MEMITConfig) -> Editor:
     memit = batch_editor(tl_edit.memit_edit, config)
 
     def run(bench: Bench, records: Sequence[EditRecord]) -> tl_edit.Edit:
-        return random_direction(memit(bench, records), len(records))
+        return random_edit(memit(bench, records), len(records))
 
     return run
 

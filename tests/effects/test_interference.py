@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import random
 import re
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from real_edits import rome_edits
 from some_edits import make_edit, same, weights
 
 from tl_edit import EditRecord, EditRequest, applied_edits, capture, evaluate, forward, host, interference, tokens
-from tl_edit.effects.interference import spearman
+from tl_edit.evaluate.ranks import spearman
 
 CASES = tiny_models.available_cases(("gpt2", "gemma2"))
 RECORDS = (
@@ -149,22 +148,6 @@ def test_lengths_are_summed_over_the_layers_of_an_edit():
     torch.testing.assert_close(whole.inner[:, 0], first.inner[:, 0] + second.inner[:, 0])
     # The other edit's own shift is the same in all, so that what it is divided by goes out.
     torch.testing.assert_close(whole.overlap[1, 0], first.overlap[1, 0] + second.overlap[1, 0])
-
-
-def test_spearman():
-    def of(*values: float) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    assert spearman(of(1, 2, 30), of(5, 6, 7)) == pytest.approx(1)
-    assert spearman(of(1, 2, 30), of(7, 6, 5)) == pytest.approx(-1)
-    # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4.
-    assert spearman(of(1, 2, 2, 3), of(1, 2, 3, 4)) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
-    # By the formula without ties, 1 - 6 sum d^2 / (n (n^2 - 1)).
-    first, second = random.Random(0).sample(range(9), 9), random.Random(1).sample(range(9), 9)
-    squares = sum((a - b) ** 2 for a, b in zip(first, second, strict=True))
-    assert spearman(of(*first), of(*second)) == pytest.approx(1 - 6 * squares / (9 * 80))
-    assert spearman(of(1, 1, 1), of(1, 2, 3)) is None
-    assert spearman(of(1, 2, float("nan")), of(1, 2, 3)) is None
 
 
 def test_the_correlation_is_that_of_the_pairs_that_differ():

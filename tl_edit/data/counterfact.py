@@ -26,7 +26,9 @@ def published_record(fields: Fields, snippets: Snippets = _NO_SNIPPETS) -> EditR
     """
     found = fields.get("requested_rewrite")
     if not isinstance(found, Mapping):
-        raise ValueError(f"requested_rewrite is {found!r}; expected an object with prompt, subject and target_new")
+        raise ValueError(
+            f"requested_rewrite is {take.shown(found)}; expected an object with prompt, subject and target_new"
+        )
     rewrite = cast(Fields, found)
     inside = "requested_rewrite."
     relation = take.prompt(take.text(rewrite, "prompt", within=inside))
@@ -88,26 +90,24 @@ def flat_record(fields: Fields) -> EditRecord:
 
 PUBLISHED: Schema[EditRecord] = Schema(
     "CounterFact",
-    marks=frozenset({"requested_rewrite"}),
-    columns=frozenset({"case_id", "pararel_idx", "requested_rewrite", *PROMPTS}),
+    marks=("requested_rewrite",),
+    columns=("case_id", "pararel_idx", "requested_rewrite", *PROMPTS),
     make=published_record,
 )
 """counterfact.json and multi_counterfact.json; the latter has no attribute prompts."""
 
 FLAT: Schema[EditRecord] = Schema(
     "CounterFact, flat",
-    marks=frozenset({"prompt", "subject", "target_new", "ground_truth"}),
-    columns=frozenset(
-        {
-            "case_id",
-            "prompt",
-            "subject",
-            "target_new",
-            "ground_truth",
-            "rephrase_prompt",
-            "locality_prompt",
-            "locality_ground_truth",
-        }
+    marks=("prompt", "subject", "target_new", "ground_truth"),
+    columns=(
+        "case_id",
+        "prompt",
+        "subject",
+        "target_new",
+        "ground_truth",
+        "rephrase_prompt",
+        "locality_prompt",
+        "locality_ground_truth",
     ),
     make=flat_record,
 )

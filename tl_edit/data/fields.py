@@ -9,6 +9,15 @@ from typing import cast
 Fields = Mapping[str, object]
 """A row's columns. One that is None is absent: tables of the hub hold None for what a row does not have."""
 
+_SHOWN = 120
+"""Characters of a value in a message."""
+
+
+def shown(found: object) -> str:
+    """A value as a message shows it."""
+    whole = repr(found)
+    return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]} ..."
+
 
 def text(fields: Fields, name: str, *, within: str = "") -> str:
     """A column that must hold words.
@@ -30,7 +39,7 @@ def optional_text(fields: Fields, name: str, *, within: str = "") -> str | None:
     """
     found = fields.get(name)
     if found is not None and (not isinstance(found, str) or not found.strip()):
-        raise ValueError(f"{within}{name} is {found!r}; expected words")
+        raise ValueError(f"{within}{name} is {shown(found)}; expected words")
     return found
 
 
@@ -49,7 +58,7 @@ def label(fields: Fields, name: str) -> str:
     if found is None:
         return ""
     if not isinstance(found, str | int):
-        raise ValueError(f"{name} is {found!r}; expected a string or a number")
+        raise ValueError(f"{name} is {shown(found)}; expected a string or a number")
     return str(found)
 
 
@@ -63,7 +72,7 @@ def texts(fields: Fields, name: str) -> tuple[str, ...]:
     listed = (found,) if isinstance(found, str) else _several(found, name)
     wrong = [each for each in listed if not isinstance(each, str) or not each.strip()]
     if wrong:
-        raise ValueError(f"{name} holds {wrong[0]!r}; expected texts of some words")
+        raise ValueError(f"{name} holds {shown(wrong[0])}; expected texts of some words")
     return cast(tuple[str, ...], listed)
 
 
@@ -86,7 +95,7 @@ def pairs(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
     for each in _several(fields.get(name), name):
         pair = tuple(cast(Sequence[object], each)) if isinstance(each, list | tuple) else ()
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
-            raise ValueError(f"{name} holds {each!r}; expected [prompt, answer] pairs")
+            raise ValueError(f"{name} holds {shown(cast(object, each))}; expected [prompt, answer] pairs")
         question, answer = cast(tuple[str, str], pair)
         found.append((prompt(question), answer))
     return tuple(found)
@@ -108,7 +117,7 @@ def containing(asked: str, subject: str, name: str) -> str:
         ValueError: If it is not.
     """
     if subject not in asked:
-        raise ValueError(f"the subject {subject!r} does not occur in {name} {asked!r}; expected it there, spelled so")
+        raise ValueError(f"the subject {subject!r} is not in {name} {shown(asked)}; expected it there, spelled so")
     return asked
 
 
@@ -116,5 +125,5 @@ def _several(found: object, name: str) -> tuple[object, ...]:
     if found is None:
         return ()
     if not isinstance(found, list | tuple):
-        raise ValueError(f"{name} is {found!r}; expected a list")
+        raise ValueError(f"{name} is {shown(found)}; expected a list")
     return tuple(cast(Sequence[object], found))

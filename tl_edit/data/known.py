@@ -46,8 +46,8 @@ def _fact_of(make: Callable[[Fields], EditRecord]) -> Callable[[Fields], KnownFa
 
 KNOWN: Schema[KnownFact] = Schema(
     "KnownFacts",
-    marks=frozenset({"prompt", "subject", "attribute"}),
-    columns=frozenset({"known_id", "subject", "attribute", "template", "prediction", "prompt", "relation_id"}),
+    marks=("prompt", "subject", "attribute"),
+    columns=("known_id", "subject", "attribute", "template", "prediction", "prompt", "relation_id"),
     make=known_fact,
 )
 
@@ -58,7 +58,7 @@ FACTS_OF_RECORDS: tuple[Schema[KnownFact], ...] = tuple(
 
 OWN_FACTS: Schema[KnownFact] = Schema(
     "own",
-    marks=frozenset({"subject"}),
-    columns=frozenset({"relation", "prompt", "subject", "answer"}),
+    marks=("subject",),
+    columns=("relation", "prompt", "subject", "answer"),
     make=own_fact,
 )

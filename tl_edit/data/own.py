@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from tl_edit import sources
 from tl_edit.data import fields as take
@@ -16,15 +17,19 @@ def own_relation(fields: Fields, subject: str) -> str:
     """The template: ``relation``, or ``prompt`` with the subject taken out.
 
     Raises:
-        ValueError: If not exactly one of them is there, or the subject is not in the prompt.
+        ValueError: If neither is there, both are and differ, or the subject is not in the prompt.
     """
     template, asked = take.optional_text(fields, "relation"), take.optional_text(fields, "prompt")
-    if (template is None) == (asked is None):
-        raise ValueError(
-            f"relation is {template!r} and prompt is {asked!r}; expected one of them: a template with '{{}}' or a "
-            "prompt with the subject in it"
-        )
-    return take.relation(asked, subject, "prompt") if asked is not None else take.prompt(take.text(fields, "relation"))
+    if template is None and asked is None:
+        raise ValueError("relation and prompt are missing; expected a template with '{}' or a prompt with the subject")
+    if template is None:
+        if subject not in str(asked) and "{}" in str(asked):
+            raise ValueError("prompt is a template; expected it under the name relation; rename it")
+        return take.relation(str(asked), subject, "prompt")
+    template = take.prompt(template)
+    if asked is not None and template.replace("{}", subject, 1) != take.prompt(asked):
+        raise ValueError(f"prompt {take.shown(asked)} is not relation {take.shown(template)} with the subject put in")
+    return template
 
 
 def own_record(fields: Fields) -> EditRecord:
@@ -53,10 +58,8 @@ def own_record(fields: Fields) -> EditRecord:
 
 OWN: Schema[EditRecord] = Schema(
     "own",
-    marks=frozenset({"subject", "target_new"}),
-    columns=frozenset(
-        {"relation", "prompt", "subject", "target_new", "target_true", *PROMPTS, *FACTS, *TEXTS, *LABELS}
-    ),
+    marks=("subject", "target_new"),
+    columns=("relation", "prompt", "subject", "target_new", "target_true", *PROMPTS, *FACTS, *TEXTS, *LABELS),
     make=own_record,
 )
 
@@ -76,6 +79,11 @@ def write_records(path: str | Path, records: EditRecord | Sequence[EditRecord]) 
     """
     operation = "write_records"
     listed = as_records(records, operation)
+    if not isinstance(cast(object, path), str | Path):
+        raise ValueError(
+            f"{operation}: the path is of type {type(path).__name__}; expected a string or a Path; write e.g. "
+            "'records.jsonl'."
+        )
     target = sources.given_path(path)
     if target.suffix.lower() != ".jsonl":
         raise ValueError(
@@ -84,7 +92,7 @@ def write_records(path: str | Path, records: EditRecord | Sequence[EditRecord]) 
         )
     half = target.with_name(target.name + ".part")
     try:
-        # Not in the line ends of the system, which would be read back as they are nowhere written.
+        # The same bytes on every system.
         with half.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{json.dumps(_own_fields(record), ensure_ascii=False)}\n" for record in listed)
         half.replace(target)

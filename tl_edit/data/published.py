@@ -8,17 +8,17 @@ import torch
 
 from tl_edit import sources
 
-ROOT = "https://rome.baulab.info/data/dsets/"
-"""Where the authors of ROME and MEMIT keep their files."""
+ROOTS = {"rome": "https://rome.baulab.info/data/dsets/", "memit": "https://memit.baulab.info/data/dsets/"}
+"""Where the authors of ROME and of MEMIT keep their files."""
 
 FILES = {
-    "counterfact": "counterfact.json",
-    "multi_counterfact": "multi_counterfact.json",
-    "zsre": "zsre_mend_eval.json",
-    "known_1000": "known_1000.json",
-    "attribute_snippets": "attribute_snippets.json",
+    "counterfact": ("rome", "counterfact.json"),
+    "multi_counterfact": ("memit", "multi_counterfact.json"),
+    "zsre": ("rome", "zsre_mend_eval.json"),
+    "known_1000": ("rome", "known_1000.json"),
+    "attribute_snippets": ("rome", "attribute_snippets.json"),
 }
-"""What the published data sets are called there."""
+"""Of which authors the published data sets are, and what they are called there."""
 
 
 def published_file(name: str, operation: str, *, argument: str = "") -> Path:
@@ -32,12 +32,13 @@ def published_file(name: str, operation: str, *, argument: str = "") -> Path:
     Raises:
         ValueError: If it is in neither and cannot be fetched.
     """
-    file = FILES[name]
+    authors, file = FILES[name]
+    url = ROOTS[authors] + file
     here, kept = Path(file), Path(torch.hub.get_dir()) / "tl_edit" / file
     for path in (here, kept):
         if path.is_file():
             return path
-    by_hand = f"get {ROOT}{file} by hand and pass its path, {operation}({argument}'path/to/{file}')"
+    by_hand = f"get {url} by hand and pass its path, {operation}({argument}'path/to/{file}')"
     forbidden = sources.offline()
     if forbidden is not None:
         raise ValueError(
@@ -45,10 +46,10 @@ def published_file(name: str, operation: str, *, argument: str = "") -> Path:
             f"file or a network; unset {forbidden}, or {by_hand}."
         )
     try:
-        _fetch(ROOT + file, kept)
+        _fetch(url, kept)
     except Exception as error:  # a network fails in many ways
         raise ValueError(
-            f"{operation}: {ROOT}{file} could not be fetched ({sources.reason(error)}); expected a network that "
+            f"{operation}: {url} could not be fetched ({sources.reason(error)}); expected a network that "
             f"reaches it, and space in {kept.parent}; try again, or {by_hand}."
         ) from error
     return kept

@@ -21,6 +21,12 @@ from tl_edit.data.zsre import ZSRE
 
 T = TypeVar("T")
 
+_NAMES = {
+    "read_records": ("counterfact", "multi_counterfact", "zsre"),
+    "read_known_facts": ("known_1000", "counterfact", "multi_counterfact"),
+}
+"""The published data sets that each operation reads."""
+
 _ON_THE_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 """How a data set of the Hugging Face hub is called."""
 
@@ -74,9 +80,14 @@ def read_records(
             known layout; nothing is selected; or all rows are malformed.
     """
     operation = "read_records"
+    if snippets is not None and not isinstance(cast(object, snippets), str | Path):
+        raise ValueError(
+            f"{operation}: snippets is of type {type(snippets).__name__}; expected the path of "
+            f"{FILES['attribute_snippets'][1]}, or None."
+        )
     rows, where = _rows(source, limit, start, split, columns, operation)
     found = columns_of(rows)
-    if KNOWN.marks <= found.keys() and "target_new" not in found:
+    if set(KNOWN.marks) <= found.keys() and "target_new" not in found:
         raise ValueError(
             f"{operation}: {where} holds KnownFacts, which have no object to write; expected records of edits; read "
             "it with read_known_facts, for trace_facts."
@@ -109,7 +120,7 @@ def read_known_facts(
         source: As in `read_records`; the published name is "known_1000". Besides KnownFacts (``prompt``, ``subject``,
             ``attribute``) it reads CounterFact in both layouts and records of your own, of which it takes the prompt,
             the subject and the true object, and tables with ``prompt`` (or ``relation``), ``subject`` and ``answer``.
-        limit: Take so many rows, the first ones; None for all. The paper's are the first 1,000 of 1,209.
+        limit: Take so many rows, the first ones; None for all. The paper has 1,000 of the 1,209.
         start: Leave out so many rows before.
         split: Of a data set of the hub, e.g. "train"; None for its only one.
         columns: Other names for columns, ``{"their name": "our name"}``; None as a name leaves the column out.
@@ -123,7 +134,7 @@ def read_known_facts(
     operation = "read_known_facts"
     rows, where = _rows(source, limit, start, split, columns, operation)
     found = columns_of(rows)
-    if ZSRE.marks <= found.keys():
+    if set(ZSRE.marks) <= found.keys():
         raise ValueError(
             f"{operation}: {where} holds zsRE, which does not say what models know; expected facts with the answer "
             "that is to be known; use KnownFacts or CounterFact."
@@ -142,7 +153,7 @@ def _rows(
         found = "''" if isinstance(source, str) else f"of type {type(source).__name__}"
         raise ValueError(
             f"{operation}: source is {found}; expected a path, or the name of a data set, e.g. "
-            f"{operation}('{'known_1000' if 'known' in operation else 'counterfact'}')."
+            f"{operation}('{_NAMES[operation][0]}')."
         )
     first, number = _checked_selection(limit, start, operation)
     if split is not None and not isinstance(split, str):
@@ -175,7 +186,7 @@ def _checked_selection(limit: object, start: object, operation: str) -> tuple[in
 
 
 def _checked_names(columns: object, operation: str) -> Mapping[str, str | None]:
-    if columns is None:
+    if columns is None or columns == {}:
         return {}
     names = cast(Mapping[Any, Any], columns) if isinstance(columns, Mapping) else dict[Any, Any]()
     if not names or not all(isinstance(old, str) and isinstance(new, str | None) for old, new in names.items()):
@@ -193,17 +204,18 @@ def _file(source: str | Path, operation: str) -> Path | None:
         ValueError: If it is nothing that is known.
     """
     path = sources.given_path(source)
-    name = source if isinstance(source, str) else ""
-    if path.is_file() or (path.exists() and name not in FILES):
+    name, names = source if isinstance(source, str) else "", _NAMES[operation]
+    if path.is_file() or (path.exists() and name not in names):
         return path
-    if name in FILES and name != "attribute_snippets":
+    if name in names:
         return published_file(name, operation)
     if _ON_THE_HUB.fullmatch(name) and path.suffix.lower() not in ENDINGS:
         return None
-    known = [each for each in FILES if each != "attribute_snippets"]
+    other = next((other for other, others in _NAMES.items() if name in others), None)
     raise ValueError(
         f"{operation}: there is no file {str(source)!r}; expected one that exists ({', '.join(ENDINGS)}), one of the "
-        f"published {known}, or 'owner/name' of a data set of the Hugging Face hub; check the path."
+        f"published {list(names)}, or 'owner/name' of a data set of the Hugging Face hub; "
+        f"{f'read it with {other}' if other else 'check the path'}."
     )
 
 
@@ -226,12 +238,7 @@ def _hub_rows(name: str, split: str | None, operation: str) -> Iterator[Row]:
     return (as_row(f"row {number}", row) for number, row in enumerate(found))
 
 
-def _with_snippets(schema: Schema[Any], snippets: object, operation: str, source: str) -> Schema[Any]:
-    if not isinstance(snippets, str | Path):
-        raise ValueError(
-            f"{operation}: snippets is of type {type(snippets).__name__}; expected the path of "
-            f"{FILES['attribute_snippets']}, or None."
-        )
+def _with_snippets(schema: Schema[Any], snippets: str | Path, operation: str, source: str) -> Schema[Any]:
     if schema is not counterfact.PUBLISHED:
         raise ValueError(
             f"{operation}: snippets= goes by the ids of objects, which {source} ({schema.name}) does not have; "
@@ -248,7 +255,7 @@ def _warn_of_unread(
     if unread:
         warnings.warn(
             f"{operation}: {source} has columns that are not read, {unread}; expected those of {schema.name}, "
-            f"{', '.join(sorted(schema.columns))}; rename them with columns={{'their name': 'our name'}}, or say that "
+            f"{', '.join(schema.columns)}; rename them with columns={{'their name': 'our name'}}, or say that "
             f"they are to be left out, {{{unread[0]!r}: None}}.",
             stacklevel=stacklevel + 1,
         )

@@ -118,7 +118,7 @@ def _line_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
 def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
     """The rows of a table; empty cells are absent."""
     # Strict, so that a quote which is never closed is noticed.
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     head: list[str] | None = None
     end = False
     while not end:
@@ -131,7 +131,9 @@ def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
                     f"{operation}: {path} is no valid CSV from line {begin} on ({error}); expected cells in quotes "
                     "that are closed, with quotes inside doubled; repair it there."
                 ) from error
-            yield Row(f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside cells doubled")
+            yield Row(
+                f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside doubled; long cells fit .jsonl"
+            )
             continue
         end = cells is None
         if not cells:
@@ -141,7 +143,9 @@ def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
         elif len(cells) != len(head):
             yield Row(f"line {begin}", {}, f"it has {len(cells)} cells; expected {len(head)}, one for each column")
         else:
-            yield Row(f"line {begin}", {name: cell for name, cell in zip(head, cells, strict=True) if cell.strip()})
+            # A column is known though all its cells be empty.
+            present = [cell if cell.strip() else None for cell in cells]
+            yield Row(f"line {begin}", dict(zip(head, present, strict=True)))
 
 
 def _head(cells: list[str], path: Path, operation: str) -> list[str]:

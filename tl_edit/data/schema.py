@@ -17,9 +17,9 @@ class Schema(Generic[T_co]):
     """A layout of columns, and how a row of it becomes a record."""
 
     name: str
-    marks: frozenset[str]
+    marks: tuple[str, ...]
     """Columns by which it is told from others: each of them in some row."""
-    columns: frozenset[str]
+    columns: tuple[str, ...]
     """All that it has, read or not."""
     make: Callable[[Fields], T_co]
     """A row's record. Raises ValueError with what is wrong with the row."""
@@ -71,8 +71,8 @@ def with_lists(row: Row) -> Row:
     """A table's row with its lists: a cell that begins with "[" is one in JSON, any other is a single text."""
     fields = dict(row.fields)
     for name in LISTS & fields.keys():
-        cell = str(fields[name])
-        if cell.lstrip().startswith("["):
+        cell = fields[name]
+        if isinstance(cell, str) and cell.lstrip().startswith("["):
             try:
                 fields[name] = json.loads(cell)
             except (ValueError, RecursionError):
@@ -88,18 +88,20 @@ def told(
     Raises:
         ValueError: If it is none of the ``published`` ones and has columns that our ``own`` does not have, or too few.
     """
+    if not columns:
+        return own  # no row is one, which is said of each
     for schema in published:
-        if schema.marks <= columns.keys():
+        if set(schema.marks) <= columns.keys():
             return schema
     unknown = [f"{name!r} ({where})" for name, where in columns.items() if name not in own.columns]
-    missing = sorted(own.marks - columns.keys())
+    missing = [name for name in own.marks if name not in columns]
     if unknown or missing:
         wrong = [f"of which {', '.join(unknown)} are unknown"] if unknown else []
         wrong += [f"without {', '.join(missing)}"] if missing else []
-        known = "; ".join(f"{', '.join(sorted(schema.marks))} ({schema.name})" for schema in published)
+        known = "; ".join(f"{', '.join(schema.marks)} ({schema.name})" for schema in published)
         raise ValueError(
-            f"{operation}: {source} has the columns {list(columns)}, {' and '.join(wrong)}; expected those of a "
-            f"published data set, at least {known}; or your own, called {', '.join(sorted(own.columns))}; rename or "
+            f"{operation}: {source} has the columns {list(columns)}, {' and '.join(wrong)}; expected "
+            f"some of {', '.join(own.columns)}; or those of a published data set, at least {known}; rename or "
             "leave out with columns={'their name': 'our name', 'another': None}."
         )
     return own

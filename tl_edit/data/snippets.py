@@ -39,7 +39,7 @@ class Snippets:
             raise ValueError(
                 f"{operation}: snippets= {path} is not of the published kind ({sources.reason(error)}); expected JSON "
                 "with [relation_id][object's id] a list of objects with name and text; pass the path of "
-                f"{FILES['attribute_snippets']}."
+                f"{FILES['attribute_snippets'][1]}."
             ) from error
         return cls(cast(Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]], texts))
 

@@ -19,7 +19,9 @@ def zsre_record(fields: Fields) -> EditRecord:
     relation = take.relation(take.text(fields, "src"), subject, "src")
     answers = take.texts(fields, "answers")
     if not answers:
-        raise ValueError(f"answers is {fields.get('answers')!r}; expected at least one, the first is the object")
+        raise ValueError(
+            f"answers is {take.shown(fields.get('answers'))}; expected at least one, the first is the object"
+        )
     question, answer = (take.optional_text(fields, name) for name in ("loc", "loc_ans"))
     if (question is None) != (answer is None):
         raise ValueError("loc and loc_ans are not both there; expected both or none")
@@ -34,7 +36,7 @@ def zsre_record(fields: Fields) -> EditRecord:
 
 ZSRE: Schema[EditRecord] = Schema(
     "zsRE",
-    marks=frozenset({"src", "answers"}),
-    columns=frozenset({"subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond"}),
+    marks=("src", "answers"),
+    columns=("subject", "src", "pred", "rephrase", "alt", "answers", "loc", "loc_ans", "cond"),
     make=zsre_record,
 )

@@ -28,6 +28,7 @@ from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.effects.checked import check_edit, check_integer, checked_edits, checked_records, common_bos
 from tl_edit.effects.switched import ABOUT, About, asking, measured
+from tl_edit.evaluate.ranks import spearman
 from tl_edit.host import Model, Provenance
 from tl_edit.keys import extract_keys_values
 
@@ -191,21 +192,6 @@ def _pairs(table: Float[Tensor, "edit edit"]) -> Float[Tensor, " pair"]:
 def _likelier(new: Tensor, true: Tensor) -> Tensor:
     """1 where the new object is likelier than the true one, 0 where not, NaN where that is not known."""
     return torch.where(true.isnan(), math.nan, (new > true).double())
-
-
-def spearman(first: Float[Tensor, " n"], second: Float[Tensor, " n"]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where one is constant or not finite."""
-    if len(first) < 3 or not (first.isfinite().all() and second.isfinite().all()):
-        return None
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(first), _ranks(second)))
-    size = float((a @ a * (b @ b)).sqrt())
-    return float(a @ b) / size if size > 0 else None
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From 1 on; equal values share the mean of theirs."""
-    below, here = (compare(values[:, None], values).double().sum(1) for compare in (torch.gt, torch.eq))
-    return below + (here + 1) / 2
 
 
 def interference(

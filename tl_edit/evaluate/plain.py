@@ -31,10 +31,14 @@ def read_scores(record: EditRecord, plain: Mapping[str, Any]) -> RecordScores:
 
 def read_record(plain: Mapping[str, Any]) -> EditRecord:
     """The record of ``dataclasses.asdict(record)``, perhaps by way of JSON."""
-    others = {name: value for name, value in plain.items() if name != "request"}
+    others = _tuples({name: value for name, value in plain.items() if name != "request"})
     return EditRecord(EditRequest(**plain["request"]), **others)
 
 
 def _tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's lists as tuples."""
-    return {name: tuple(cast(list[Any], value)) if isinstance(value, list) else value for name, value in plain.items()}
+    return {name: _tuple(value) for name, value in plain.items()}
+
+
+def _tuple(value: object) -> object:
+    return tuple(_tuple(each) for each in cast(list[object], value)) if isinstance(value, list) else value

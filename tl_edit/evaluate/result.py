@@ -267,10 +267,14 @@ class Evaluation:
     def __repr__(self) -> str:
         found = self.metrics()
         shown = [f"{key} {show_metric(key, found[key])}" for key in _SHOWN if key in found]
-        return f"Evaluation({len(self.scores)} records: {', '.join(shown)})"
+        return f"Evaluation({_count(self.scores)}: {', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        return metrics_html({"": self.metrics()}, f"{len(self.scores)} records")
+        return metrics_html({"": self.metrics()}, _count(self.scores))
+
+
+def _count(scores: Sequence[RecordScores]) -> str:
+    return f"{len(scores)} record{'' if len(scores) == 1 else 's'}"
 
 
 def _lead(group: Group, score: PromptScore) -> float:

@@ -71,7 +71,8 @@ class Derived:
                 f"random_direction: the method returned something of type {type(edit).__name__}; expected an Edit, as "
                 "the control takes its norms and ranks; pass a method that returns one."
             )
-        return random_edit(edit, self.seed)
+        asked = digest([str(self.seed), *(repr(request) for request in edit.requests)], size=7)
+        return random_edit(edit, int(asked, 16))
 
 
 def random_direction(method: Method, *, seed: int = 0) -> Method:
@@ -86,15 +87,14 @@ def random_direction(method: Method, *, seed: int = 0) -> Method:
 
 def random_edit(edit: Edit, seed: int) -> Edit:
     """An edit of random directions with the ranks and norms of ``edit``."""
-    asked = digest([str(seed), *(repr(request) for request in edit.requests)], size=7)
-    generator = torch.Generator().manual_seed(int(asked, 16))
+    generator = torch.Generator().manual_seed(seed)
     deltas: dict[int, LowRank] = {}
     for layer, delta in edit.deltas.items():
         left = torch.randn(delta.left.shape, generator=generator, dtype=torch.float64)
         right = torch.randn(delta.right.shape, generator=generator, dtype=torch.float64)
         size = LowRank(left, right).norm()
         deltas[layer] = LowRank(left, right * (delta.norm() / size if size else 0.0))
-    return replace(edit, method=f"random direction, norm of {edit.method}", deltas=deltas, diagnostics={})
+    return replace(edit, method="random direction", deltas=deltas, diagnostics={})
 
 
 def describe(value: object) -> str:

@@ -1,0 +1,356 @@
+"""Sweeps against the obvious loop; methods that break the rules; folders that go on."""
+
+import json
+import warnings
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import tiny_models
+import torch
+from some_edits import make_edit, same, weights
+
+from tl_edit import (
+    Edit,
+    EditRecord,
+    EditRequest,
+    Evaluation,
+    MEMITConfig,
+    SecondMoments,
+    applied_edits,
+    evaluate,
+    memit_edit,
+    no_edit,
+    random_direction,
+    rome_edit,
+    sweep,
+)
+
+CITIES = ("Rome", "Berlin", "Oslo", "Lima")
+RECORDS = tuple(
+    EditRecord(
+        EditRequest("{} is in", subject, city, "Paris"),
+        paraphrase_prompts=(f"Where is {subject}? In",),
+        neighborhood_prompts=("The Louvre is in", "Notre Dame is in"),
+        name=f"case {i}",
+    )
+    for i, (subject, city) in enumerate(
+        zip(("The Eiffel Tower", "The Pantheon", "Montmartre", "The Sorbonne"), CITIES, strict=True)
+    )
+)
+SETTINGS = {"progress": False, "prepend_bos": True}
+
+
+def any_edit(model, requests, scale=0.5, seed=0) -> Edit:
+    """A change that depends on the requests alone."""
+    seeds = sum(ord(letter) for request in requests for letter in request.subject) + seed
+    edit = make_edit(model, seed=seeds, scale=scale)
+    return Edit.of(model, edit.deltas, method="any", requests=tuple(requests), prepend_bos=True)
+
+
+@pytest.fixture
+def model():
+    return tiny_models.build("gpt2")
+
+
+def test_a_sweep_is_the_obvious_loop(model):
+    before = weights(model)
+    found = sweep(
+        model, RECORDS, {"none": no_edit, "any": any_edit}, distracted=True, kl=True, texts="Rome.", **SETTINGS
+    )
+    parts = [
+        evaluate(model, record, edit=any_edit(model, [record.request]), distracted=True, kl=True, texts="Rome.")
+        for record in RECORDS
+    ]
+    expected = Evaluation.of(parts)
+    assert found.evaluation("any").scores == expected.scores
+    assert found.evaluation("any").drifts == expected.drifts
+    assert found.evaluation("any").provenance == expected.provenance
+    one_by_one = Evaluation.of(evaluate(model, record) for record in RECORDS)
+    assert found.evaluation("none").success("neighborhood") == one_by_one.success("neighborhood")
+    assert found.evaluation("none").kl("neighborhood").mean == pytest.approx(0, abs=1e-6)
+    assert same(weights(model), before)
+    assert applied_edits(model) == []
+    assert repr(found) == "Sweep(4 records: none, any)"
+
+
+@pytest.mark.parametrize("case", tiny_models.available_cases(("gpt2",)), ids=str)
+def test_the_editors_of_the_package_are_methods(case):
+    model = tiny_models.build(case)
+    moments = SecondMoments.identity(model, [0, 1])
+    rome = partial(rome_edit, moments=moments, layer=1, prefixes=(), apply=False)
+    config = MEMITConfig(layers=(0, 1), share=0.9)
+    memit = partial(memit_edit, moments=moments, config=config, prefixes=(), apply=False, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sweep(model, RECORDS[:2], {"ROME": rome, "MEMIT": memit}, **SETTINGS)
+        together = sweep(model, RECORDS[:2], {"MEMIT": memit}, batch=2, **SETTINGS)
+        edit = memit(model, [record.request for record in RECORDS[:2]])
+    assert found.failures == ()
+    for record, outcome in zip(RECORDS, found.outcomes["ROME"], strict=False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone = rome(model, [record.request])
+        assert outcome.norms == alone.norms
+        assert outcome.diagnostics["divisor"] == alone.diagnostics["divisor"]
+        assert outcome.scores == evaluate(model, record, edit=alone).scores
+    assert len(together.outcomes["MEMIT"]) == 1
+    assert together.evaluation("MEMIT").scores == evaluate(model, RECORDS[:2], edit=edit).scores
+
+
+def test_the_control_has_the_norms_of_the_method(model):
+    rank = 2
+
+    def method(model, requests):
+        edit = make_edit(model, layers=(0, 1), seed=len(requests[0].subject), rank=rank)
+        return Edit.of(model, edit.deltas, method="any", requests=tuple(requests), prepend_bos=True)
+
+    control = random_direction(method, seed=3)
+    edits = [control(model, [record.request]) for record in RECORDS[:2]]
+    for edit, record in zip(edits, RECORDS, strict=False):
+        original = method(model, [record.request])
+        assert edit.norms == pytest.approx(original.norms, rel=1e-10)
+        assert edit.ranks == original.ranks
+        one, other = (each.deltas[0].left @ each.deltas[0].right for each in (edit, original))
+        assert abs(float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0))) < 0.2
+    assert edits[0] != edits[1]
+    assert control(model, [RECORDS[0].request]) == edits[0]
+    assert random_direction(method, seed=4)(model, [RECORDS[0].request]) != edits[0]
+
+
+def test_an_edit_that_another_is_derived_from_is_computed_once(model):
+    calls = []
+
+    def counted(model, requests):
+        calls.append(requests[0].subject)
+        return any_edit(model, requests)
+
+    methods = {"any": counted, "random": random_direction(counted), "other": random_direction(counted, seed=1)}
+    found = sweep(model, RECORDS[:2], methods, **SETTINGS)
+    assert calls == [record.request.subject for record in RECORDS[:2]]
+    assert found.outcomes["random"][0].norms == pytest.approx(found.outcomes["any"][0].norms)
+
+
+def test_records_on_which_a_method_fails_are_named_and_left_out_of_comparisons(model):
+    def picky(model, requests):
+        if requests[0].subject == "Montmartre":
+            raise ValueError("no hills")
+        return any_edit(model, requests)
+
+    bad = EditRecord(EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris"), ("It ends in a\xa0",))
+    found = sweep(model, [*RECORDS, bad], {"none": no_edit, "picky": picky}, **SETTINGS)
+    whys = {(name, record.name): why for name, record, why in found.failures}
+    assert whys["picky", "case 2"] == "no hills"
+    assert ("none", "case 2") not in whys
+    assert len(found.evaluation("picky").scores) == 5 - sum(name == "picky" for name, _, _ in found.failures)
+    comparison = found.compare()
+    assert {len(each.scores) for each in comparison.evaluations.values()} == {
+        5 - len({record.name for _, record, _ in found.failures})
+    }
+    assert "failed" in repr(found)
+    frame = found.to_dataframe()
+    assert frame.set_index(["method", "name"]).loc[("picky", "case 2"), "failed"] == "no hills"
+
+
+def test_a_comparison_of_nothing_is_refused(model):
+    def never(model, requests):
+        raise ValueError("never")
+
+    found = sweep(model, RECORDS[:1], {"none": no_edit, "never": never}, **SETTINGS)
+    with pytest.raises(ValueError, match="no record that all methods worked on; .*'never': never"):
+        found.compare()
+    with pytest.raises(ValueError, match="no method 'ROME'; expected one of none, never"):
+        found.evaluation("ROME")
+
+
+def test_methods_that_apply_their_edit_are_refused_and_undone(model):
+    before = weights(model)
+    with pytest.raises(ValueError, match=r"the method 'bad' applied its edit; .* pass apply=False"):
+        sweep(model, RECORDS, {"bad": lambda model, requests: any_edit(model, requests).apply(model)}, **SETTINGS)
+    assert same(weights(model), before)
+    assert applied_edits(model) == []
+
+
+def test_methods_that_return_nothing_to_switch_on_are_refused(model):
+    with pytest.raises(
+        ValueError, match="the method 'bad' returned something of type NoneType; expected something with"
+    ):
+        sweep(model, RECORDS, {"bad": lambda model, requests: None}, **SETTINGS)
+
+
+def test_a_control_of_what_is_no_edit_fails(model):
+    found = sweep(model, RECORDS[:1], {"control": random_direction(no_edit)}, **SETTINGS)
+    assert "expected an Edit, as the control takes its norms" in found.failures[0][2]
+
+
+class Leaving:
+    """Something that does not restore the weights."""
+
+    @contextmanager
+    def on(self, model):
+        with torch.no_grad():
+            next(iter(model.parameters())).add_(0.1)
+        yield
+
+
+def test_methods_that_do_not_restore_the_weights_are_noticed(model):
+    with pytest.raises(ValueError, match="weights are not those from before the sweep"):
+        sweep(model, RECORDS, {"bad": lambda model, requests: Leaving()}, **SETTINGS)
+
+
+METHODS = {
+    "none": no_edit,
+    "any": partial(any_edit, scale=0.5),
+    "random": random_direction(partial(any_edit, scale=0.5)),
+}
+
+
+def test_a_sweep_that_was_stopped_goes_on_with_equal_results(model, tmp_path):
+    whole = sweep(model, RECORDS, METHODS, kl=True, texts="Rome.", **SETTINGS)
+    calls = []
+
+    def stopping(model, requests):
+        calls.append(requests)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return any_edit(model, requests)
+
+    methods = METHODS | {"stopping": stopping}
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(model, RECORDS, methods, folder=tmp_path / "run", kl=True, texts="Rome.", **SETTINGS)
+    assert same(weights(model), before)
+    kept = (tmp_path / "run" / "results.0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["method"] for line in kept] == ["none", "any", "random", "stopping"] * 2
+    again = sweep(model, RECORDS, methods, folder=tmp_path / "run", kl=True, texts="Rome.", **SETTINGS)
+    for name in METHODS:
+        assert again.evaluation(name).scores == whole.evaluation(name).scores
+        assert again.evaluation(name).drifts == whole.evaluation(name).drifts
+        assert [outcome.norms for outcome in again.outcomes[name]] == [each.norms for each in whole.outcomes[name]]
+    assert len((tmp_path / "run" / "results.0.jsonl").read_text().splitlines()) == 4 * len(RECORDS)
+
+
+def test_what_is_there_is_not_computed_again(model, tmp_path):
+    sweep(model, RECORDS, {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    calls = []
+
+    def spy(model, requests):
+        calls.append(requests)
+        return any_edit(model, requests)
+
+    spy.__module__, spy.__qualname__ = any_edit.__module__, any_edit.__qualname__
+    sweep(model, RECORDS, {"any": spy}, folder=tmp_path, **SETTINGS)
+    assert calls == []
+
+
+def test_records_and_methods_may_be_added(model, tmp_path):
+    sweep(model, RECORDS[:2], {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    found = sweep(model, RECORDS, {"none": no_edit, "any": any_edit}, folder=tmp_path, **SETTINGS)
+    whole = sweep(model, RECORDS, {"none": no_edit, "any": any_edit}, **SETTINGS)
+    for name in ("none", "any"):
+        assert found.evaluation(name).scores == whole.evaluation(name).scores
+    few = sweep(model, RECORDS[1:3], {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    assert few.evaluation("any").scores == whole.evaluation("any").scores[1:3]
+
+
+@pytest.mark.parametrize("cut", [5, 200])
+def test_a_line_that_was_cut_off_is_done_again(model, tmp_path, cut):
+    whole = sweep(model, RECORDS, {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    file = tmp_path / "results.0.jsonl"
+    file.write_text(file.read_text()[:-cut])
+    again = sweep(model, RECORDS, {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    assert again.evaluation("any").scores == whole.evaluation("any").scores
+    third = sweep(model, RECORDS, {"any": any_edit}, folder=tmp_path, **SETTINGS)
+    assert third.evaluation("any").scores == whole.evaluation("any").scores
+
+
+def other_model():
+    return tiny_models.build("gpt2", seed=1)
+
+
+def test_folders_of_another_run_are_refused(model, tmp_path):
+    sweep(model, RECORDS, {"any": partial(any_edit, scale=0.5)}, folder=tmp_path, **SETTINGS)
+    for changed, words in (
+        ({"methods": {"any": partial(any_edit, scale=0.7)}}, r"method 'any' .*scale=0.5\) \(now .*scale=0.7\)"),
+        ({"kl": True}, r"kl False \(now True\)"),
+        ({"distracted": True}, r"distracted False \(now True\)"),
+        ({"texts": "Rome."}, "texts"),
+        ({"batch": 2}, r"batch 1 \(now 2\)"),
+        ({"prepend_bos": False}, r"prepend_bos True \(now False\)"),
+        ({"model": other_model()}, "weights"),
+        ({"model": model.double()}, "dtype"),
+    ):
+        given = {"model": tiny_models.build("gpt2"), "methods": {"any": partial(any_edit, scale=0.5)}, **SETTINGS}
+        with pytest.raises(ValueError, match=rf"holds another run: .*{words}.*choose another folder"):
+            sweep(records=RECORDS, folder=tmp_path, **(given | changed))
+
+
+def test_other_methods_are_noticed_where_their_name_does_not_tell(model, tmp_path):
+    scale = 0.5
+
+    def closure(model, requests):
+        return any_edit(model, requests, scale=scale)
+
+    sweep(model, RECORDS[:2], {"any": closure}, folder=tmp_path, **SETTINGS)
+    scale = 5.0
+    with pytest.raises(ValueError, match=r"results of another 'any': repeated on .* a probability differs"):
+        sweep(model, RECORDS, {"any": closure}, folder=tmp_path, **SETTINGS)
+
+
+def test_folders_with_something_else_are_refused(model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files; expected a new one"):
+        sweep(model, RECORDS, {"none": no_edit}, folder=tmp_path, **SETTINGS)
+    file = tmp_path / "a file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="cannot be read"):
+        sweep(model, RECORDS, {"none": no_edit}, folder=file, **SETTINGS)
+    (tmp_path / "notes.txt").unlink()
+    run = tmp_path / "run"
+    sweep(model, RECORDS[:1], {"none": no_edit}, folder=run, **SETTINGS)
+    with pytest.raises(ValueError, match="holds results of other records"):
+        sweep(model, RECORDS[1:], {"none": no_edit}, folder=run, **SETTINGS)
+    (run / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run.json is damaged, or of another version"):
+        sweep(model, RECORDS, {"none": no_edit}, folder=run, **SETTINGS)
+
+
+def test_hooks_of_the_user_take_part_but_not_beside_a_folder(model, tmp_path):
+    point = model.hook_dict["blocks.1.hook_mlp_out"]
+    plain = sweep(model, RECORDS[:1], {"none": no_edit}, **SETTINGS)
+    handle = point.register_forward_hook(lambda module, args, output: output * 0.0)
+    try:
+        hooked = sweep(model, RECORDS[:1], {"none": no_edit}, **SETTINGS)
+        with pytest.raises(ValueError, match="a hook is attached at .*sweep without a folder"):
+            sweep(model, RECORDS[:1], {"none": no_edit}, folder=tmp_path / "run", **SETTINGS)
+    finally:
+        handle.remove()
+    assert hooked.evaluation("none").scores != plain.evaluation("none").scores
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"methods": {}}, "methods is an empty mapping; expected methods by name"),
+        ({"methods": {"ROME": None}}, "methods holds 'ROME' with something of type NoneType"),
+        ({"batch": 0}, "batch is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"records": []}, "at least one EditRecord"),
+        ({"texts": ""}, "expected one text or several"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(model, wrong, words):
+    from jaxtyping import TypeCheckError
+
+    given = {"records": RECORDS, "methods": {"none": no_edit}, **SETTINGS} | wrong
+    with pytest.raises((ValueError, TypeCheckError), match=f"{words}|Type-check"):
+        sweep(model, **given)
+
+
+def test_tables_of_a_sweep(model):
+    found = sweep(model, RECORDS, METHODS, **SETTINGS)
+    assert found.to_markdown().count("\n") == 4
+    assert r"\toprule" in found.to_latex(["NS", "NM"])
+    assert "paraphrase success" in found._repr_html_()
+    assert found.records == RECORDS

@@ -1,0 +1,375 @@
+"""Does tracing tell where to edit? Trace effects and edit scores, layer by layer, on the same facts.
+
+Hase et al. 2023 (arXiv 2301.04213) found that how much a layer's states matter in a causal trace says next to nothing
+about how well an edit of that layer works. `locate_vs_edit` asks the question of your model, your facts and your
+method: it traces each fact at the subject's last token, edits it at each layer, and compares.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tl_edit import forward, host, show, tokens
+from tl_edit.data import EditRecord, as_records
+from tl_edit.evaluate import Evaluation, Metric, RecordScores
+from tl_edit.evaluate.ranks import Correlation, over_records, spearman
+from tl_edit.host import Model
+from tl_edit.moment import SecondMoment, SecondMoments
+from tl_edit.prefixes import generate_prefixes
+from tl_edit.rome import ROMEConfig, effective_config, rome_edit
+from tl_edit.sweep.methods import Method, no_edit, random_direction
+from tl_edit.sweep.run import sweep
+from tl_edit.trace import Kind, Noise, causal_trace
+
+OPERATION = "locate_vs_edit"
+Among = Literal["cells", "layers", "records"]
+REWRITE = "rewrite"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LocateVsEdit:
+    """Trace effects and edit scores of the same records and layers.
+
+    Scores go by name: "rewrite", the share of the possible gain in the new object's probability, ``(p' - p) / (1 - p)``
+    (that paper's measure), or a metric of `Evaluation`, such as "ES", "PM" or "NM".
+    """
+
+    layers: tuple[int, ...]
+    kind: Kind
+    """Which states the traces restore, at the subject's last token."""
+    effect: Float[Tensor, "record layer"]
+    """Indirect effect of restoring them, as a difference of probabilities."""
+    before: Evaluation
+    """The model without an edit."""
+    edited: Mapping[int, Evaluation]
+    """The edited model, by layer."""
+    control: Mapping[int, Evaluation]
+    """The same with random directions of the edits' norms."""
+    skipped: tuple[tuple[EditRecord, str], ...]
+    """Records that are left out, and why: the model does not know the fact, or a method failed."""
+    seed: int
+    """Of intervals and controls."""
+
+    @property
+    def records(self) -> tuple[EditRecord, ...]:
+        """The records that count."""
+        return tuple(scores.record for scores in self.before.scores)
+
+    def scores(self, name: str = REWRITE, *, control: bool = False) -> Float[Tensor, "record layer"]:
+        """Scores of each record edited at each layer, NaN where a record does not have them.
+
+        Args:
+            name: Which score; see above.
+            control: Those of the random directions instead.
+
+        Raises:
+            ValueError: If no record has such a score.
+        """
+        by_layer = self.control if control else self.edited
+        columns = [
+            [self._score(name, i, scores) for i, scores in enumerate(by_layer[layer].scores)] for layer in self.layers
+        ]
+        found = torch.tensor(columns, dtype=torch.float64).T
+        if bool(found.isnan().all()):
+            raise ValueError(
+                f"{OPERATION}: no record has the score {name!r}; expected 'rewrite' or one of "
+                f"{', '.join(self.edited[self.layers[0]].metrics())}."
+            )
+        return found
+
+    def _score(self, name: str, i: int, scores: RecordScores) -> float:
+        if name != REWRITE:
+            metric = Evaluation(scores=(scores,)).metrics().get(name)
+            return math.nan if metric is None else metric.mean
+        p, now = self.before.scores[i].efficacy[0].prob_new, scores.efficacy[0].prob_new
+        return (now - p) / (1 - p) if p < 1 else math.nan
+
+    def correlation(
+        self, name: str = REWRITE, *, among: Among = "cells", control: bool = False, shuffled: bool = False
+    ) -> Correlation:
+        """Rank correlation (Spearman) of trace effect and edit score, with its interval over records.
+
+        Args:
+            name: Which score.
+            among: "cells", over all records and layers; "layers", of their means over records; "records", within each
+                layer, then the mean over layers: whether facts that a layer matters for are edited better there.
+            control: Of edits in random directions.
+            shuffled: With the effect of another layer of the same record, drawn at random (mean of ten draws): what
+                there is to see without looking at the edited layer.
+        """
+        if among not in get_args(Among):
+            raise ValueError(f"{OPERATION}: among is {among!r}; expected one of {', '.join(get_args(Among))}.")
+        scores = self.scores(name, control=control)
+        whole = ~scores.isnan().any(dim=1)
+        scores, effects = scores[whole], [effect[whole] for effect in (self._shuffled() if shuffled else [self.effect])]
+
+        def correlated(chosen: Int[Tensor, " record"]) -> float:
+            found = [_correlated(effect[chosen], scores[chosen], among) for effect in effects]
+            return sum(found) / len(found)
+
+        return over_records(correlated, len(scores), seed=self.seed)
+
+    def _shuffled(self) -> list[Float[Tensor, "record layer"]]:
+        """For each record and layer the effect of another layer, ten times."""
+        generator = torch.Generator().manual_seed(self.seed)
+        n = len(self.layers)
+        places = [
+            (torch.arange(n) + torch.randint(1, n, (len(self.effect), 1), generator=generator)) % n for _ in range(10)
+        ]
+        return [self.effect.gather(1, place) for place in places]
+
+    def explained(self, name: str = REWRITE) -> dict[str, float]:
+        """Share of the scores' variance (R^2 of linear regressions) that the layer explains, and layer and effect.
+
+        The paper's comparison: what tracing adds to knowing the layer.
+        """
+        scores, effect = self.scores(name), self.effect
+        whole = ~scores.isnan().any(dim=1)
+        y, x = scores[whole].flatten(), effect[whole].flatten()
+        one_hot = torch.eye(len(self.layers), dtype=torch.float64).repeat(int(whole.sum()), 1)
+        return {
+            "layer": _r_squared(one_hot, y),
+            "effect": _r_squared(torch.stack([torch.ones_like(x), x], dim=1), y),
+            "layer and effect": _r_squared(torch.cat([one_hot, x[:, None]], dim=1), y),
+        }
+
+    def choosing(self, name: str = REWRITE) -> dict[str, Metric]:
+        """Scores by how the layer is chosen for each record.
+
+        "located": where its own trace effect is largest; "random layer": the mean over layers; "best layer": the one
+        that is best on average over all records; "located, random direction": the norm-matched control at the first.
+        """
+        scores, control = self.scores(name), self.scores(name, control=True)
+        located = self.effect.argmax(dim=1, keepdim=True)
+        best = int(scores.nanmean(dim=0).argmax())
+        columns = {
+            "located": scores.gather(1, located)[:, 0],
+            "random layer": scores.nanmean(dim=1),
+            f"best layer ({self.layers[best]})": scores[:, best],
+            "located, random direction": control.gather(1, located)[:, 0],
+        }
+        found = {key: Metric.over(map(float, column)) for key, column in columns.items()}
+        return {key: metric for key, metric in found.items() if metric is not None}
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame: a row for each record and layer, with the effect, the scores and the control's.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        names = [REWRITE, *(key for key in ("ES", "EM", "PS", "PM", "NS", "NM") if key in self.before.metrics())]
+        values = {"effect": self.effect}
+        values |= {name: self.scores(name) for name in names}
+        values |= {f"{name}, random direction": self.scores(name, control=True) for name in names}
+        axes = {"record": range(len(self.records)), "layer": self.layers}
+        return show.frame(f"{OPERATION}: to_dataframe", axes, values)
+
+    def __repr__(self) -> str:
+        lost = f", {len(self.skipped)} left out" if self.skipped else ""
+        r2 = self.explained()
+        return (
+            f"LocateVsEdit({len(self.records)} records{lost}, layers {list(self.layers)}, {self.kind}: rank "
+            f"correlation with the rewrite score {self.correlation()}, within layers "
+            f"{self.correlation(among='records')}; R^2 of the layer {r2['layer']:.2f}, with the effect "
+            f"{r2['layer and effect']:.2f})"
+        )
+
+    def _repr_html_(self) -> str:
+        scores, control = self.scores(), self.scores(control=True)
+        rows = [
+            (
+                str(layer),
+                f"{float(self.effect[:, i].mean()):.3f}",
+                f"{float(scores[:, i].nanmean()):.3f}",
+                f"{float(control[:, i].nanmean()):.3f}",
+            )
+            for i, layer in enumerate(self.layers)
+        ]
+        columns = ("layer", "trace effect", "rewrite score", "random direction, same norm")
+        return show.table(rows, columns=columns, heading=repr(self))
+
+
+def locate_vs_edit(
+    model: Model,
+    records: EditRecord | Sequence[EditRecord],
+    layers: Sequence[int],
+    moments: SecondMoments | SecondMoment | None = None,
+    *,
+    config: ROMEConfig | None = None,
+    editor: Callable[[int], Method] | None = None,
+    kind: Kind = "mlp_out",
+    window: int | None = None,
+    noise: float | Noise = 3.0,
+    noise_std: float | None = None,
+    n_samples: int = 10,
+    seed: int = 1,
+    folder: str | Path | None = None,
+    prepend_bos: bool | None = None,
+    batch_size: int = 128,
+    progress: bool = True,
+) -> LocateVsEdit:
+    """Trace each record's fact and edit it at each layer, with controls, and compare (arXiv 2301.04213 in one call).
+
+    Args:
+        model: A HookedTransformer or TransformerBridge.
+        records: Facts with their true objects. Those that the model does not know are left out and named, as a trace of
+            another answer says nothing about them.
+        layers: Layers to trace and to edit.
+        moments: Second moments of the keys at these layers, for ROME.
+        config: Settings of ROME; its layer does not count. None for the model's own.
+        editor: Another method: it takes a layer and returns a method for `sweep`, e.g. ``lambda layer:
+            partial(memit_edit, moments=moments, layers=[layer], apply=False)``.
+        kind: Which states the traces restore; this and the next five are explained in `causal_trace`. (The paper
+            restores MLP outputs in windows of 10, 5, 3 and 1 layers.)
+        window: Layers restored together.
+        noise: Noise on the subject's embeddings.
+        noise_std: Absolute.
+        n_samples: Noise draws.
+        seed: Of the noise, the random directions, the intervals.
+        folder: As for `sweep`; traces are made again.
+        prepend_bos: As for `evaluate`; ``editor`` must know it itself.
+        batch_size: As for `evaluate`.
+        progress: Whether to show bars.
+
+    Raises:
+        ValueError: For neither moments nor editor, fewer than two layers, no record that the model knows, and what
+            `causal_trace`, `rome_edit` and `sweep` refuse.
+    """
+    listed = as_records(records, OPERATION)
+    chosen = _checked_layers(model, layers)
+    bos = tokens.resolve_bos(model, prepend_bos)
+    if editor is None:
+        editor = _rome_at(model, moments, chosen, config, bos)
+    known: list[EditRecord] = []
+    effects: list[list[float]] = []
+    skipped: list[tuple[EditRecord, str]] = []
+    for record in tqdm(listed, desc=f"{OPERATION}: tracing", disable=not progress):
+        why = _unknown(model, record, bos)
+        if why:
+            skipped.append((record, why))
+            continue
+        trace = causal_trace(
+            model,
+            record.request.prompt,
+            record.request.subject,
+            answer=record.request.target_true,
+            kinds=(kind,),
+            layers=chosen,
+            positions="subject_last",
+            window=window,
+            noise=noise,
+            noise_std=noise_std,
+            n_samples=n_samples,
+            seed=seed,
+            prepend_bos=bos,
+        )
+        known.append(record)
+        effects.append([float(value) for value in trace.of(kind)[:, 0]])
+    if not known:
+        raise ValueError(
+            f"{OPERATION}: none of {len(listed)} records is left: {skipped[0][1]}; expected facts that the model "
+            "knows, with their target_true; choose other records."
+        )
+    methods: dict[str, Method] = {"no edit": no_edit}
+    for layer in chosen:
+        edit = editor(layer)
+        methods[f"layer {layer}"] = edit
+        methods[f"layer {layer}, random direction"] = random_direction(edit, seed=seed)
+    found = sweep(model, known, methods, folder=folder, prepend_bos=bos, batch_size=batch_size, progress=progress)
+    failed = {id(record): f"{name}: {why}" for name, record, why in found.failures}
+    left = [i for i, record in enumerate(known) if id(record) not in failed]
+    skipped += [(record, failed[id(record)]) for record in known if id(record) in failed]
+    compared = found.compare().evaluations
+    return LocateVsEdit(
+        layers=tuple(chosen),
+        kind=kind,
+        effect=torch.tensor(effects, dtype=torch.float64)[left],
+        before=compared["no edit"],
+        edited={layer: compared[f"layer {layer}"] for layer in chosen},
+        control={layer: compared[f"layer {layer}, random direction"] for layer in chosen},
+        skipped=tuple(skipped),
+        seed=seed,
+    )
+
+
+def _rome_at(
+    model: Model, moments: object, layers: Sequence[int], config: ROMEConfig | None, bos: bool
+) -> Callable[[int], Method]:
+    """ROME at any of the layers, with prefixes that are generated once."""
+    if not isinstance(moments, SecondMoments | SecondMoment):
+        raise ValueError(
+            f"{OPERATION}: moments is of type {type(moments).__name__}; expected the second moments of the layers' "
+            f"keys, for ROME, or editor=; compute them with second_moment(model, texts, layers={list(layers)})."
+        )
+    settings = effective_config(model, layers[0], config)
+    prefixes: tuple[str, ...] = ()
+    if settings.n_prefixes:
+        lengths, n = settings.prefix_lengths, settings.n_prefixes
+        prefixes = generate_prefixes(model, lengths=lengths, n_per_length=n, seed=settings.seed)
+
+    def editor(layer: int) -> Method:
+        return partial(
+            rome_edit,
+            moments=moments,
+            layer=layer,
+            config=settings,
+            prefixes=prefixes,
+            prepend_bos=bos,
+            apply=False,
+        )
+
+    return editor
+
+
+def _checked_layers(model: Model, layers: object) -> tuple[int, ...]:
+    """Two layers or more, each once, ascending."""
+    host.check_layers(model, cast(Sequence[int], layers), OPERATION)
+    found = tuple(sorted(set(cast(Sequence[int], layers))))
+    if len(found) < 2:
+        raise ValueError(
+            f"{OPERATION}: layers is {list(found)}; expected two layers or more, as they are compared; pass e.g. "
+            f"range({host.n_layers(model)})."
+        )
+    return found
+
+
+def _unknown(model: Model, record: EditRecord, bos: bool) -> str:
+    """Why a record's fact cannot be traced; empty where it can."""
+    request = record.request
+    if request.target_true is None:
+        return f"{request.prompt!r} has no target_true"
+    said = int(forward.next_log_probs(model, request.prompt, prepend_bos=bos).argmax())
+    try:
+        expected = int(tokens.target_tokens(model, request.prompt, request.target_true, prepend_bos=bos)[0])
+    except ValueError as error:
+        return str(error)
+    if said == expected:
+        return ""
+    return f"after {request.prompt!r} the model says {model.tokenizer.decode([said])!r}, not {request.target_true!r}"
+
+
+def _correlated(effect: Float[Tensor, "record layer"], scores: Float[Tensor, "record layer"], among: Among) -> float:
+    """Rank correlation; NaN where there is none."""
+    if among == "records":
+        found = [spearman(effect[:, i], scores[:, i]) for i in range(effect.shape[1])]
+        there = [value for value in found if value is not None]
+        return sum(there) / len(there) if there else math.nan
+    if among == "layers":
+        effect, scores = effect.mean(dim=0, keepdim=True), scores.mean(dim=0, keepdim=True)
+    value = spearman(effect.flatten(), scores.flatten())
+    return math.nan if value is None else value
+
+
+def _r_squared(design: Float[Tensor, "cell term"], y: Float[Tensor, " cell"]) -> float:
+    """Share of the variance that a linear regression explains; NaN where there is none."""
+    total = float((y - y.mean()).square().sum())
+    residual: Tensor = y - design @ cast(Tensor, torch.linalg.pinv(design) @ y)
+    return 1 - float(residual.square().sum()) / total if total > 0 else math.nan
