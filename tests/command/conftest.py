@@ -4,10 +4,19 @@ import json
 
 import pytest
 
-from tl_edit import SecondMoments, second_moment
+from tl_edit import SecondMoments, rome, second_moment
 from tl_edit.command import inputs
 from tl_edit.command import main as run_main
-from tl_edit.factworld import fact_texts
+from tl_edit.factworld import MODEL_NAME, fact_texts
+from tl_edit.memit import settings
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """The bundled model's settings, with searches that are short and with few prefixes."""
+    short = {"v_num_grad_steps": 12, "v_lr": 0.5, "n_prefixes": 1}
+    for table, own in ((rome._PUBLISHED, {"prefix_lengths": (5,)}), (settings._MEMIT, {})):
+        monkeypatch.setitem(table, MODEL_NAME, table[MODEL_NAME] | short | own)
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import pytest
 
 from tl_edit import SecondMoments, host
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 EIFFEL = ("--subject", "Eiffel Tower")
 
 
@@ -33,7 +35,7 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("edit", *EIFFEL, "--records", "bundled"), ("--subject does not go with --records",)),
         (("edit", *EIFFEL, "--limit", 3), ("--limit goes with --records",)),
         (("edit", *EIFFEL, "--method", "role"), ("no method 'role'", "rome, rome-identity")),
-        (("edit", *EIFFEL, "--layer", 9), ("layers [9]", "layers 0 to 5")),
+        (("edit", *EIFFEL, "--layer", 9), ("layer 9", "layers 0 to 5")),
         (("edit", *EIFFEL, "--method", "memit", "--layers", 0, 9), ("9", "layers 0 to 5")),
         (("edit", *EIFFEL, "--moments", "none.npz"), ("--moments none.npz", "no such file")),
         (("edit", "--records", "bundled", "--limit", 2), ("rome edits one record at a time", "memit")),

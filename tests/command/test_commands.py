@@ -4,14 +4,19 @@ import argparse
 import json
 import math
 import shlex
+import warnings
 
 import pytest
 import torch
 
-from tl_edit import CausalTrace, Edit, Evaluation, causal_trace, evaluate
+from tl_edit import CausalTrace, Edit, Evaluation, causal_trace, evaluate, rome
 from tl_edit.command import COMMANDS, command_parser
+from tl_edit.command import evaluate as evaluate_command
 from tl_edit.command.bundled import bundled_records
 from tl_edit.command.report import as_plain
+from tl_edit.factworld import MODEL_NAME
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 ROME = ("edit", "--subject", "Eiffel Tower", "--target-new", "Rome")
 
@@ -127,8 +132,9 @@ def test_an_edit_goes_to_a_file_and_is_evaluated_from_there(plain, moments, fact
         assert edited["metrics"][key]["n"] == metric.n
 
 
-def test_an_edit_that_does_not_take_is_code_1(run, moments):
-    code, out, err = run(*ROME, "--method", "rome-identity", "--layer", 5, "--moments", moments, "--quiet")
+def test_an_edit_that_does_not_take_is_code_1(run, moments, monkeypatch):
+    monkeypatch.setitem(rome._PUBLISHED, MODEL_NAME, {"layer": 0, "v_num_grad_steps": 1, "n_prefixes": 0})
+    code, out, err = run(*ROME, "--moments", moments, "--quiet")
     assert code == 1, out + err
     assert "says now" in out
 
@@ -152,10 +158,10 @@ def test_perplexity_and_files_of_records(plain, tmp_path, moments, run):
     (tmp_path / "texts.txt").write_text("The Louvre is located in Paris.\nRome is in Italy.\n", "utf-8")
     plain(*ROME, "--moments", moments, "--out", "rome.safetensors")
     record = {
-        "prompt": "The Louvre is located in",
-        "subject": "Louvre",
+        "prompt": "The British Museum is located in",
+        "subject": "British Museum",
         "target_new": "Rome",
-        "target_true": "Paris",
+        "target_true": "London",
     }
     (tmp_path / "mine.jsonl").write_text(json.dumps(record), "utf-8")
     ask = ("evaluate", "--records", "mine.jsonl", "--edit", "rome.safetensors", "--perplexity", "texts.txt")
@@ -225,12 +231,20 @@ def test_plain_values():
     assert as_plain(given) == expected
 
 
-def test_json_is_all_there_is_on_standard_output(run, moments):
-    code, out, err = run(*ROME, "--moments", moments, "--json")
+def chatty(*arguments, **keywords):
+    print("loaded")  # noqa: T201
+    warnings.warn("mind this", stacklevel=2)
+    return evaluate(*arguments, **keywords)
+
+
+def test_json_is_all_there_is_on_standard_output(run, monkeypatch):
+    """Bars and what libraries print go elsewhere."""
+    monkeypatch.setattr(evaluate_command, "evaluate_records", chatty)
+    code, out, err = run("evaluate", "--limit", 1, "--json")
     assert code == 0
-    assert json.loads(out)["command"] == "edit"
-    assert "tok" not in out
-    assert out.count("\n}") == 1
+    assert json.loads(out)["command"] == "evaluate"
+    assert "loaded" in err
+    assert "tl_edit: warning: mind this" in err
 
 
 def test_tables_fit_a_narrow_terminal(run, moments, monkeypatch):

@@ -51,7 +51,7 @@ def add(commands: Any) -> None:
     options.describe(
         parser,
         "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors",
-        "python -m tl_edit edit --records bundled --limit 5 --method memit",
+        "python -m tl_edit edit --records bundled --limit 3 --method memit",
         elsewhere="python -m tl_edit edit --model gpt2-xl --no-prepend-bos --subject 'The Space Needle' --relation "
         "'{} is in the city of' --target-new Rome --texts wiki.txt --moments moments",
     )

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     )
     options.describe(
         parser,
-        "python -m tl_edit reproduce rome-counterfact --limit 3",
+        "python -m tl_edit reproduce rome-counterfact --limit 2 --controls",
         elsewhere="python -m tl_edit reproduce rome-counterfact --model gpt2-medium --limit 7500 --texts wikipedia "
         "--moments moments --folder rome",
     )
@@ -67,7 +67,7 @@ def _rome(tables: Any) -> None:
     parser.add_argument("--controls", action="store_true", help="also C = I and random directions")
     options.describe(
         parser,
-        "python -m tl_edit reproduce rome-counterfact --limit 3 --controls",
+        "python -m tl_edit reproduce rome-counterfact --limit 2 --controls",
         elsewhere="accelerate launch -m tl_edit reproduce rome-counterfact --model gpt2-xl --limit 7500 "
         "--texts wikipedia --moments moments --folder rome",
     )
@@ -90,7 +90,7 @@ def _trace(tables: Any) -> None:
     parser.add_argument("--folder", help="keep each fact's trace as it is done, and go on where a run was stopped")
     options.describe(
         parser,
-        "python -m tl_edit reproduce trace-averages --limit 3 --samples 3",
+        "python -m tl_edit reproduce trace-averages --limit 2 --samples 3",
         elsewhere="python -m tl_edit reproduce trace-averages --model gpt2-xl --folder traces",
     )
     parser.set_defaults(run=_run_trace)
@@ -122,7 +122,7 @@ def _memit(tables: Any) -> None:
     )
     options.describe(
         parser,
-        "python -m tl_edit reproduce memit-scaling --n 1 3 --limit 3",
+        "python -m tl_edit reproduce memit-scaling --n 1 2 --limit 2",
         elsewhere="python -m tl_edit reproduce memit-scaling --model EleutherAI/gpt-j-6B --moments gpt-j-npz "
         "--folder memit",
     )

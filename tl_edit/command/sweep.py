@@ -54,8 +54,8 @@ def add(commands: Any) -> None:
     table.add_argument("--latex", action="store_true", help="print the papers' table in LaTeX, and nothing else")
     options.describe(
         parser,
-        "python -m tl_edit sweep --methods none rome random --limit 3",
-        "python -m tl_edit sweep --methods none memit --batch 3 --limit 3 --folder sweep --markdown",
+        "python -m tl_edit sweep --methods none rome random --limit 2",
+        "python -m tl_edit sweep --methods none memit --batch 2 --limit 2 --folder sweep --markdown",
         elsewhere="accelerate launch -m tl_edit sweep --model gpt2-xl --no-prepend-bos --records counterfact "
         "--methods none rome rome-identity random --texts wikipedia --moments moments --folder sweep",
     )

@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
         parser,
         "python -m tl_edit trace --subject 'Eiffel Tower'",
         "python -m tl_edit trace --prompt 'The Louvre is located in' --subject Louvre --out louvre.safetensors",
-        "python -m tl_edit trace --facts bundled --limit 3 --samples 3 --json",
+        "python -m tl_edit trace --facts bundled --limit 2 --samples 3 --json",
         elsewhere="python -m tl_edit trace --model gpt2-xl --facts known_1000 --limit 100 --no-prepend-bos "
         "--folder traces",
     )
