@@ -38,6 +38,10 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("edit", *EIFFEL, "--layer", 9), ("layer 9", "layers 0 to 5")),
         (("edit", *EIFFEL, "--method", "memit", "--layers", 0, 9), ("9", "layers 0 to 5")),
         (("edit", *EIFFEL, "--moments", "none.npz"), ("--moments none.npz", "no such file")),
+        (("edit", *EIFFEL, "--out", "no/such/folder/rome.safetensors"), ("--out no/such/folder", "is not there")),
+        (("evaluate", "--limit", 1, "--out", "."), ("--out .", "is a folder")),
+        (("edit", *EIFFEL, "--layers", 0, 1), ("layers [0, 1] are given", "--layer")),
+        (("reproduce", "rome-counterfact", "--layers", 0, 1), ("--layers is for MEMIT",)),
         (("edit", "--records", "bundled", "--limit", 2), ("rome edits one record at a time", "memit")),
         (("sweep", "--methods", "none", "role", "--limit", 2), ("no method 'role'", "expected some of none")),
         (("sweep", "--methods", "none", "none"), ("a method twice",)),
@@ -122,6 +126,7 @@ def test_published_files_and_a_folder_to_keep_moments_in(plain, moments, tmp_pat
     (tmp_path / "texts.txt").write_text("", "utf-8")
     kept = plain(*ask, "--moments", "new")
     assert list(SecondMoments.load("new")) == [0]
+    assert not (tmp_path / "new.unfinished").exists()
     again = plain(*ask, "--moments", "new", "--texts", "texts.txt")
     assert kept["norms"] == again["norms"], "what is kept is read again, and no text"
     assert from_npz["norms"]["0"] == pytest.approx(kept["norms"]["0"], rel=1e-4)

@@ -52,10 +52,11 @@ def test_two_processes_find_what_one_does(plain, moments, tmp_path):
 
 def test_a_single_process_is_expected_elsewhere(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run("reproduce", "trace-averages", "--limit", 1)[0] == 2
     code, _, err = run("evaluate", "--limit", 1)
     assert code == 2
-    assert "started as 2 processes" in err
-    assert "sweep and reproduce share their work" in err
+    assert "evaluate: started as 2 processes" in err
+    assert "share their work are sweep, reproduce rome-counterfact" in err
 
 
 SLOW = """

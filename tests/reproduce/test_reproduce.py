@@ -191,7 +191,8 @@ def test_published_settings_are_without_a_bos(fact_model, measure, monkeypatch):
     monkeypatch.setattr(reproduce.inputs, "model_of", lambda given: fact_model)
     given = argparse.Namespace(prepend_bos=None)
     reproduce._model(given)
-    assert given.prepend_bos is None
+    assert given.prepend_bos is True, "the model's own habit"
+    given.prepend_bos = None
     monkeypatch.setattr(fact_model.cfg, "model_name", "EleutherAI/gpt-j-6B")
     reproduce._model(given)
     assert given.prepend_bos is False

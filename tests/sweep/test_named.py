@@ -108,6 +108,7 @@ def test_layers(fact_model, measure):
         (["none", "random"], {}, "takes its norm from another method"),
         (["none", "r-rome"], {"batch": 2}, "r-rome edits one record at a time, and the batch is 2"),
         (["rome"], {"layer": 6}, "layers 0 to 5"),
+        (["none", "rome"], {"layers": [0, 1]}, "layers .0, 1. are given, and none, rome edit one"),
         (["pmet"], {"layers": [-1]}, "layers 0 to 5"),
         (["emmet"], {"layers": [2, 1]}, "ascending"),
     ],

@@ -26,8 +26,8 @@ from tl_edit.command.inputs import first_process
 from tl_edit.command.models import processes_said
 
 COMMANDS = {"trace": trace, "edit": edit, "evaluate": evaluate, "sweep": sweep, "reproduce": reproduce}
-TOGETHER = ("sweep", "reproduce")
-"""Commands that several processes do together."""
+TOGETHER = ("sweep", "reproduce rome-counterfact", "reproduce memit-scaling")
+"""What several processes do together."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given and not given[0].startswith("-"):
             story.error(f"no command {given[0]!r}; expected one of {', '.join(COMMANDS)}, or none for the story")
         return tell.run(story.parse_args(given))
-    except (ValueError, MemoryError) as error:
+    except (ValueError, MemoryError, ImportError) as error:
         Console(stderr=True, highlight=False).print(f"[bold red]tl_edit:[/] {escape(str(error))}", soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -60,18 +60,18 @@ def command_parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
+    name = " ".join(filter(None, (options.command, getattr(options, "table", None))))
     processes = processes_said()
-    if processes > 1 and options.command not in TOGETHER:
+    if processes > 1 and name not in TOGETHER:
         raise ValueError(
-            f"{options.command}: started as {processes} processes, each of which would do all of it; expected one; "
-            f"start it without a launcher ({' and '.join(TOGETHER)} share their work)."
+            f"{name}: started as {processes} processes, each of which would do all of it; expected one; start it "
+            f"without a launcher (those that share their work are {', '.join(TOGETHER)})."
         )
     out = sys.stdout
     # Libraries below say on standard output what they load.
     with redirect_stdout(sys.stderr), _short_warnings():
         report = options.run(options)
     if first_process():
-        name = " ".join(filter(None, (options.command, getattr(options, "table", None))))
         report.write(out, name, as_json=options.json)
     return report.code
 

@@ -66,6 +66,7 @@ def run(given: argparse.Namespace) -> Report:
     """
     if given.method not in EDITORS:
         raise ValueError(f"edit: no method {given.method!r}; expected one of {', '.join(EDITORS)}; check the name.")
+    inputs.check_out(given)
     records = _records(given)
     model = inputs.model_of(given)
     if given.records is None:

@@ -46,6 +46,7 @@ def run(given: argparse.Namespace) -> Report:
     Raises:
         ValueError: If the options cannot be used.
     """
+    inputs.check_out(given)
     records = inputs.records_of(given)
     texts = inputs.texts_of(given.perplexity, "--perplexity")
     edit = None if given.edit is None else Edit.load(given.edit)

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tl_edit.host import Model
 from tl_edit.sweep.named import Measure
 
 BUNDLED = "bundled"
+WIKIPEDIA_TEXTS = 100_000
+"""So many the published statistics are of."""
 
 
 def model_of(options: argparse.Namespace) -> Any:
@@ -94,8 +97,8 @@ def facts_of(options: argparse.Namespace, limit: int | None) -> tuple[KnownFact,
     return tuple(read_known_facts(options.facts, limit=limit))
 
 
-def texts_of(path: str | None, option: str) -> Sequence[str] | None:
-    """The user's texts.
+def texts_of(path: str | None, option: str, *, n_texts: int | None = None) -> Sequence[str] | None:
+    """The user's texts; ``n_texts`` of them, drawn as published, or all.
 
     Raises:
         ValueError: If they cannot be read.
@@ -103,9 +106,21 @@ def texts_of(path: str | None, option: str) -> Sequence[str] | None:
     if path is None:
         return None
     try:
-        return read_texts(path)
+        return read_texts(path, n_texts=n_texts, seed=1)
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
+
+
+def check_out(options: argparse.Namespace) -> None:
+    """Refuse a file that cannot be written, before anything that takes long.
+
+    Raises:
+        ValueError: If its folder is not there, or it is a folder.
+    """
+    path = None if options.out is None else Path(options.out)
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        found = "is a folder" if path.is_dir() else f"would be in {path.parent}, which is not there"
+        raise ValueError(f"--out {path}: it {found}; expected a file in a folder that is there; choose another path.")
 
 
 def measure_of(options: argparse.Namespace, model: Model) -> Measure:
@@ -116,19 +131,24 @@ def measure_of(options: argparse.Namespace, model: Model) -> Measure:
         keep_in = given[0] if len(given) == 1 and not given[0].exists() and not given[0].suffix else None
         if given and keep_in is None:
             return _read_moments(given, layers, model)
-        texts = texts_of(options.texts, "--texts")
+        # With the published statistics' texts this takes hours.
+        half_done = None if keep_in is None else keep_in.with_name(f"{keep_in.name}.unfinished")
+        texts = texts_of(options.texts, "--texts", n_texts=WIKIPEDIA_TEXTS if options.texts == "wikipedia" else None)
         found = second_moment(
             model,
             fact_texts(seed=options.seed) if texts is None else texts,
             layers,
+            max_tokens=options.max_tokens,
             seed=options.seed,
             prepend_bos=options.prepend_bos,
+            checkpoint=half_done,
             progress=progress_of(options),
         )
         for layer in layers:
             _ = found[layer].cholesky  # too small a sample shows here
-        if keep_in is not None and first_process():
+        if keep_in is not None and half_done is not None and first_process():
             found.save(keep_in)
+            shutil.rmtree(half_done, ignore_errors=True)
         return found
 
     return measure

@@ -66,8 +66,11 @@ def edit_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--texts",
         metavar="FILE",
-        help="texts to measure second moments of: a file, one text per line, or wikipedia or pile (default: the "
-        "bundled sentences, a poor sample for any other model)",
+        help="texts to measure second moments of: a file, one text per line; wikipedia (100,000 of its texts, as "
+        "published); or pile (default: the bundled sentences, a poor sample for any other model)",
+    )
+    group.add_argument(
+        "--max-tokens", type=int, metavar="N", help="measure on the first N tokens; ten times d_mlp is a fair start"
     )
     return parser
 

@@ -37,7 +37,7 @@ class Report:
         """Write it: exactly one JSON object, or what a person reads."""
         if as_json:
             said = {"command": command, "tl_edit": tl_edit.__version__, **self.plain}
-            out.write(json.dumps(as_plain(said), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            out.write(json.dumps(as_plain(said), indent=1, allow_nan=False) + "\n")
             out.flush()
             return
         width = None if out.isatty() or "COLUMNS" in os.environ else WIDE

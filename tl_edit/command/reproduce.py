@@ -140,6 +140,10 @@ def _judged() -> argparse.ArgumentParser:
 
 
 def _run_rome(given: argparse.Namespace) -> Report:
+    if given.layers is not None:
+        raise ValueError(
+            "rome-counterfact: --layers is for MEMIT and its relatives; expected --layer; write --layer N."
+        )
     records = inputs.records_of(given, default="counterfact")
     model = _model(given)
     found = rome_counterfact(
@@ -200,6 +204,7 @@ def _model(given: argparse.Namespace) -> Any:
     model = inputs.model_of(given)
     if given.prepend_bos is None and published_name(host.model_name(model)) in PAPER_MODELS:
         given.prepend_bos = False
+    given.prepend_bos = inputs.bos_of(given, model)
     return model
 
 

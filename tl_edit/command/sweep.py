@@ -72,6 +72,8 @@ def run(given: argparse.Namespace) -> Report:
     records = inputs.records_of(given)
     texts = inputs.texts_of(given.perplexity, "--perplexity")
     model = inputs.model_of(given)
+    # Said or not, a method is the same, also to the folder.
+    given.prepend_bos = inputs.bos_of(given, model)
     named = named_methods(
         model,
         given.methods,

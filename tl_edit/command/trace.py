@@ -84,6 +84,7 @@ def run(given: argparse.Namespace) -> Report:
 
 
 def _one(given: argparse.Namespace) -> Report:
+    inputs.check_out(given)
     prompt, subject = given.prompt, given.subject
     if prompt is None:
         known = select(given, facts()) if is_bundled(given.model) else []

@@ -56,12 +56,13 @@ def memit_scaling(
             f"{len(records)} records; expected numbers from 1 to {len(records)}, and 1 or more to average; choose "
             "others (--n, --averaged), or read more records."
         )
+    bos = tokens.resolve_bos(model, prepend_bos)
     named = named_methods(
         model,
         ["memit"],
         measure,
         layers=layers,
-        prepend_bos=prepend_bos,
+        prepend_bos=bos,
         seed=seed,
         operation=OPERATION,
     )
@@ -75,7 +76,7 @@ def memit_scaling(
             methods,
             batch=batch,
             folder=place,
-            prepend_bos=prepend_bos,
+            prepend_bos=bos,
             batch_size=batch_size,
             progress=progress,
         )
@@ -91,7 +92,6 @@ def memit_scaling(
         found = run(used(n), "memit", n)
         failures += [(f"MEMIT, {n} at once", str(record.request), why) for _, record, why in found.failures]
         rows.append(_row(name, "memit", found, seed, n))
-    bos = tokens.resolve_bos(model, prepend_bos)
     several = [n for n in chosen if len(used(n)) > n]
     notes = [
         f"Prompts {'with' if bos else 'without'} a BOS."

@@ -44,16 +44,15 @@ def rome_counterfact(
     Raises:
         ValueError: What `sweep` raises.
     """
+    bos = tokens.resolve_bos(model, prepend_bos)
     names = ["none", "rome", *(["rome-identity", "random"] if controls else [])]
-    named = named_methods(
-        model, names, measure, layer=layer, prepend_bos=prepend_bos, seed=seed, operation="rome-counterfact"
-    )
+    named = named_methods(model, names, measure, layer=layer, prepend_bos=bos, seed=seed, operation="rome-counterfact")
     found = sweep(
         model,
         records,
         named.methods,
         folder=folder,
-        prepend_bos=prepend_bos,
+        prepend_bos=bos,
         batch_size=batch_size,
         progress=progress,
     )
@@ -63,7 +62,6 @@ def rome_counterfact(
         published = published_row(name, method, data=data_of(metrics), n_edits=1)
         cells = cells_of(metrics, published, seed=seed)
         rows.append(Row(name=SHOWN[method], cells=cells, source=None if published is None else published.source))
-    bos = tokens.resolve_bos(model, prepend_bos)
     notes = [
         f"{len(records)} records, each edited alone; prompts {'with' if bos else 'without'} a BOS.",
         f"ROME: {named.settings['rome']}.",

@@ -84,6 +84,11 @@ def named_methods(
             for several records at once with a method that takes one.
     """
     check_names(names, operation, batch=batch)
+    if layers is not None and not set(names) & set(_SPREAD):
+        raise ValueError(
+            f"{operation}: layers {list(layers)} are given, and {', '.join(names)} edit one; expected them with some "
+            f"of {', '.join(_SPREAD)}; give a single layer (--layer), or none."
+        )
     if layers is None and layer is not None:
         layers = [layer]
     settings = {name: _settings(model, name, layer, layers, seed) for name in names if name in EDITORS}
