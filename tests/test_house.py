@@ -17,8 +17,9 @@ FLOORS = {
     "processes": 0,
     "request": 0,
     "settings": 0,
-    "show": 0,
+    "extras": 0,
     "sources": 0,
+    "show": 1,
     "attach": 1,
     "archive": 1,
     "identity": 1,
@@ -98,7 +99,7 @@ def run(code: str) -> str:
 
 def test_import_is_light():
     """What torch itself brings does not count; nothing of this list is torch's."""
-    heavy = "matplotlib pandas datasets transformers transformer_lens circuitsvis pyarrow sklearn scipy"
+    heavy = "matplotlib pandas datasets transformers transformer_lens circuitsvis pyarrow sklearn nltk scipy"
     code = (
         "import torch, sys; before = set(sys.modules); import tl_edit; from tl_edit import factworld; "
         f"print(*[m for m in '{heavy}'.split() if m in sys.modules and m not in before])"
@@ -262,9 +263,55 @@ WRONG_TYPES = {
     "EditRecord(request, paraphrase_prompts=None)": "paraphrase_prompts is of type NoneType",
     "evaluate(model, EditRecord(request), edit='x')": "edit is of type str",
     "evaluate(model, EditRecord(request), batch_size='3')": "batch_size is '3'",
+    "evaluate(model, EditRecord(request), generate=True)": "generate is of type bool",
+    "Generation(n_tokens='100')": "n_tokens is '100'",
+    "Generation(seed=None)": "seed is None",
+    "Generation(top_k=True)": "top_k is True",
+    "Generation(tfidf='idf.npy')": "tfidf is of type str",
+    "generate_texts(model, 5)": "prompts is 5",
+    "generate_texts(model, ['Rome', 5])": "prompts is ['Rome', 5]",
+    "generate_texts(model, 'Rome', n_tokens=20.0)": "n_tokens is 20.0",
+    "generate_texts(model, 'Rome', seed='x')": "seed is 'x'",
+    "generate_texts(model, 'Rome', hooks='x')": "hooks is of type str",
+    "generate_texts(model, 'Rome', n_tokens=20, engine='fast')": "engine is 'fast'",
+    "generate_texts(model, 'Rome', n_tokens=20, prepend_bos=1)": "prepend_bos is 1",
+    "generate_texts('gpt2', 'Rome')": "found builtins.str",
+    "TfIdf.load(5)": "5 cannot be read",
+    "TfIdf.fit(['a text', 5])": "type list that give no words",
+    "TfIdf.fit(5)": "texts of type int",
     "evaluate(model, EditRecord(request), hooks='x')": "hooks is of type str",
     "evaluate(model, EditRecord(request), hooks=print)": "hooks is of type builtin_function_or_method",
     "evaluate(model, EditRecord(request), hooks=('blocks.0', print))": "hooks holds 'blocks.0'",
+    "evaluate(model, EditRecord(request), edit=own, texts=5)": "texts is of type int",
+    "evaluate(model, EditRecord(request), edit=own, texts=['Rome is old', 5])": "texts holds 5",
+    "evaluate(model, EditRecord(request), distracted='no')": "distracted is 'no'",
+    "evaluate(model, EditRecord(request), edit=own, kl=1)": "kl is 1",
+    "evaluate(model, [EditRecord(request)]).success('ES')": "no group 'ES'",
+    "evaluate(model, [EditRecord(request)]).kept('efficacy')": "no facts 'efficacy'",
+    "evaluate(model, [EditRecord(request)]).to_dataframe('fact')": "by is 'fact'",
+    "evaluate(model, [EditRecord(request)]).to_markdown('EA')": "keys is 'EA'",
+    "evaluate(model, [EditRecord(request)]).to_latex([5])": "keys is [5]",
+    "evaluate(model, [EditRecord(request)]).accuracy('efficacy').interval('0.9')": "level is '0.9'",
+    "evaluate(model, [EditRecord(request)]).accuracy('efficacy').interval(n_resamples=1.5)": "n_resamples is 1.5",
+    "compare([evaluate(model, EditRecord(request))])": "of type list",
+    "compare({'a': 5})": "'a' with something of type int",
+    "compare({5: evaluate(model, EditRecord(request))})": "found 5",
+    "sweep(model, request, {'none': no_edit})": "type EditRequest",
+    "sweep(model, EditRecord(request), [no_edit])": "methods is of type list",
+    "sweep(model, EditRecord(request), {'ROME': 'rome'})": "'ROME' with something of type str",
+    "sweep(model, EditRecord(request), {5: no_edit})": "methods holds 5",
+    "sweep(model, EditRecord(request), {'none': no_edit}, batch='2')": "batch is '2'",
+    "sweep(model, EditRecord(request), {'none': no_edit}, folder=5)": "folder is 5",
+    "sweep(model, EditRecord(request), {'none': no_edit}, kl='no')": "kl is 'no'",
+    "sweep('gpt2', EditRecord(request), {'none': no_edit})": "found builtins.str",
+    "random_direction('rome')": "method is of type str",
+    "random_direction(no_edit, seed='1')": "seed is '1'",
+    "locate_vs_edit(model, request, [0, 1], moments)": "type EditRequest",
+    "locate_vs_edit(model, EditRecord(request), 0, moments)": "layers 0",
+    "locate_vs_edit(model, EditRecord(request), ['0', '1'], moments)": "layers ['0', '1']",
+    "locate_vs_edit(model, EditRecord(request), [0, 1], {})": "moments is of type dict",
+    "locate_vs_edit(model, EditRecord(request), [0, 1], editor='rome')": "editor is of type str",
+    "locate_vs_edit(model, EditRecord(request), [0, 1], moments, kind='mlp')": "kind is 'mlp'",
     "dose_response(model, 'x', EditRecord(request))": "edit is of type str",
     "dose_response(model, own, request)": "type EditRequest",
     "dose_response('gpt2', own, EditRecord(request))": "found builtins.str",
@@ -355,6 +402,7 @@ def test_wrong_types_get_advice_without_shape_checks():
     code = f"""
 import torch
 from tl_edit import *
+from tl_edit.evaluate import Generation, TfIdf, generate_texts
 from tl_edit.factworld import load_fact_model
 from tl_edit.trace import *
 from tl_edit.values import *

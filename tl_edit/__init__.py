@@ -12,7 +12,7 @@ from tl_edit.data import (
 )
 from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
-from tl_edit.evaluate import Comparison, Evaluation, compare, evaluate
+from tl_edit.evaluate import Comparison, Evaluation, Generation, TfIdf, compare, evaluate, generate_texts
 from tl_edit.export import HuggingFaceExport, to_hugging_face
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
@@ -63,6 +63,7 @@ __all__ = [
     "EditRecord",
     "EditRequest",
     "Evaluation",
+    "Generation",
     "HuggingFaceExport",
     "Interference",
     "KeyCache",
@@ -81,6 +82,7 @@ __all__ = [
     "SecondMoment",
     "SecondMoments",
     "Sweep",
+    "TfIdf",
     "TraceDifference",
     "ValueSearch",
     "alpha_edit",
@@ -99,6 +101,7 @@ __all__ = [
     "extract_keys_values",
     "forget_edits",
     "generate_prefixes",
+    "generate_texts",
     "interference",
     "locate_vs_edit",
     "memit_edit",

@@ -7,32 +7,18 @@ saved pages. Labels are escaped here and nowhere else.
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import import_module
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
+
+from tl_edit.extras import extra
 
 MAX_CELLS = 6_000
 """Cells that one HTML heatmap shows; larger ones show every second, third, ... column."""
 
 BLUE, RED = (33, 102, 172), (178, 24, 43)
 """Of positive and negative values; told apart by colour-blind readers, too."""
-
-EXTRAS = {"matplotlib": 'pip install "tl-edit[plot]"', "pandas": "pip install pandas"}
-
-
-def extra(package: str, operation: str) -> Any:
-    """An optional package, imported where it is used.
-
-    Raises:
-        ImportError: naming ``operation`` and how to install it.
-    """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        name = package.split(".")[0]
-        raise ImportError(f"{operation} needs {name}, which is not installed; run {EXTRAS[name]}.") from error
 
 
 def table(rows: Sequence[tuple[str, ...]], *, columns: Sequence[str] = (), heading: str = "") -> str:

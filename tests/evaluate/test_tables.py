@@ -163,7 +163,7 @@ def test_evaluations_of_other_records_are_not_compared(model, both):
         compare({"a": both.evaluations["none"], "b": one})
     with pytest.raises(ValueError, match=r"not of the same records \(record 0 differs\)"):
         compare({"a": BY_HAND, "b": both.evaluations["none"]})
-    with pytest.raises(ValueError, match="without entries; expected evaluations by name"):
+    with pytest.raises(ValueError, match="an empty mapping; expected evaluations by name"):
         compare({})
 
 

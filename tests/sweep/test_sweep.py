@@ -3,6 +3,7 @@
 import json
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from tl_edit import (
     EditRecord,
     EditRequest,
     Evaluation,
+    Generation,
     MEMITConfig,
     SecondMoments,
     applied_edits,
@@ -354,3 +356,17 @@ def test_tables_of_a_sweep(model):
     assert r"\toprule" in found.to_latex(["NS", "NM"])
     assert "paraphrase success" in found._repr_html_()
     assert found.records == RECORDS
+
+
+def test_texts_are_generated_in_a_sweep(model, tmp_path):
+    record = replace(RECORDS[0], generation_prompts=("The Eiffel Tower is", "It is"), essence_texts=("It is a tower.",))
+    generate = Generation(n_tokens=16)
+    given = {"generate": generate, "folder": tmp_path, **SETTINGS}
+    found = sweep(model, [record, RECORDS[1]], {"any": any_edit}, **given)
+    edit = any_edit(model, [record.request])
+    assert found.evaluation("any").scores[0] == evaluate(model, record, edit=edit, generate=generate).scores[0]
+    assert {"GE", "EP"} <= found.evaluation("any").metrics().keys()
+    with pytest.raises(ValueError, match=r"generate Generation\(n_tokens=16.*now 'Generation\(n_tokens=17"):
+        sweep(model, [record], {"any": any_edit}, **given | {"generate": Generation(n_tokens=17)})
+    with pytest.raises(ValueError, match="no record has generation_prompts"):
+        sweep(model, RECORDS, {"any": any_edit}, generate=generate, **SETTINGS)

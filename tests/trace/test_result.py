@@ -136,12 +136,6 @@ def test_the_figure_has_tokens_as_rows_and_one_scale(trace):
     pyplot.close(figure)
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"plot needs matplotlib, which is not installed; run pip install .*plot"):
-        show.extra("matplotlib.pyplot", "plot")
-
-
 @pytest.mark.filterwarnings("ignore:.*does not predict")
 def test_the_difference_that_an_edit_makes(trace):
     model = tiny_models.build("gpt2")

@@ -1,6 +1,8 @@
 """Evaluation: did the edit work, and what else moved."""
 
 from tl_edit.evaluate.compare import Comparison, compare
+from tl_edit.evaluate.fluency import TfIdf, generation_entropy
+from tl_edit.evaluate.generation import Generation, generate_texts
 from tl_edit.evaluate.measures import MEASURES, Measure
 from tl_edit.evaluate.metric import Metric, PairedTest, paired_test
 from tl_edit.evaluate.questions import Opinion, Question, batches, opinions
@@ -16,6 +18,7 @@ __all__ = [
     "Drift",
     "Evaluation",
     "FactScore",
+    "Generation",
     "Group",
     "Measure",
     "Metric",
@@ -26,9 +29,12 @@ __all__ = [
     "RecordScores",
     "Sheet",
     "TextScores",
+    "TfIdf",
     "batches",
     "compare",
     "evaluate",
+    "generate_texts",
+    "generation_entropy",
     "opinions",
     "paired_test",
 ]

@@ -98,10 +98,10 @@ def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:
     given = cast(object, evaluations)
     by_name = cast(Mapping[object, object], given if isinstance(given, Mapping) else {})
     if not by_name:
-        kind = type(cast(Any, given)).__name__
+        kind = "an empty mapping" if isinstance(given, Mapping) else f"something of type {type(given).__name__}"
         raise ValueError(
-            f"{operation}: found {kind}{'' if given else ' without entries'}; expected evaluations by "
-            "name; write e.g. compare({'no edit': before, 'ROME': after})."
+            f"{operation}: found {kind}; expected evaluations by name; write e.g. compare({{'no edit': before, 'ROME': "
+            "after})."
         )
     for name, each in by_name.items():
         if not isinstance(name, str) or not isinstance(each, Evaluation):

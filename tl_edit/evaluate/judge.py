@@ -1,12 +1,15 @@
 """How records are judged, and what the unedited model says, which is asked once for all edits."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 from tl_edit.data import EditRecord
+from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.scores import RecordScores
 from tl_edit.evaluate.sheet import Distributions, Sheet
 from tl_edit.evaluate.texts import Drift, nlls
+from tl_edit.evaluate.writing import Writing
 from tl_edit.host import Model, NamedHook
 
 _DISTRIBUTIONS = 2**28
@@ -18,6 +21,7 @@ class Asked:
     """Records, ready to be asked, and what the unedited model said."""
 
     sheet: Sheet
+    writing: Writing
     before: Distributions | None
 
 
@@ -27,14 +31,24 @@ class Judge:
     def __init__(
         self,
         model: Model,
+        operation: str,
         *,
         prepend_bos: bool,
         distracted: bool = False,
         kl: bool = False,
         texts: Sequence[str] = (),
+        generate: Generation | None = None,
         batch_size: int = 128,
     ) -> None:
-        """See `evaluate` for what these are."""
+        """See `evaluate` for what these are.
+
+        Raises:
+            ValueError: If a switch is neither True nor False.
+        """
+        for name, flag in {"distracted": distracted, "kl": kl}.items():
+            if type(cast(object, flag)) is not bool:
+                raise ValueError(f"{operation}: {name} is {flag!r}; expected True or False.")
+        self.operation, self.generate = operation, generate
         self.model, self.bos, self.batch_size = model, prepend_bos, batch_size
         self.distracted, self.kl, self.texts = distracted, kl, texts
         self._nll_before = self._nlls(())[1] if texts else ()
@@ -43,14 +57,17 @@ class Judge:
         """Tokenise the records' questions, and ask the unedited model what is to be compared.
 
         Raises:
-            ValueError: If a prompt or an object cannot be tokenised.
+            ValueError: If a prompt or an object cannot be tokenised, or texts to be generated do not fit.
         """
         sheet = Sheet(self.model, records, self.bos, distracted=self.distracted)
-        return Asked(sheet, sheet.distributions(self.batch_size) if self.kl else None)
+        writing = Writing(self.model, records, self.generate, self.operation, prepend_bos=self.bos)
+        return Asked(sheet, writing, sheet.distributions(self.batch_size) if self.kl else None)
 
     def scores(self, asked: Asked, hooks: Sequence[NamedHook] = ()) -> tuple[RecordScores, ...]:
         """Of the model as it is now."""
-        return asked.sheet.scores(hooks, self.batch_size, unpadded=bool(hooks), against=asked.before)
+        scores = asked.sheet.scores(hooks, self.batch_size, unpadded=bool(hooks), against=asked.before)
+        written = asked.writing.scores(hooks, self.batch_size)
+        return tuple(replace(each, texts=texts) for each, texts in zip(scores, written, strict=True))
 
     def drifts(self, hooks: Sequence[NamedHook] = ()) -> tuple[Drift, ...]:
         """How the texts fare on the model as it is now; none where there are no texts."""

@@ -7,6 +7,7 @@ prompts of one record are not independent of each other.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,11 @@ class Metric:
         return float(_statistic(self.columns))
 
     @property
+    def per_record(self) -> Float[Tensor, " record"]:
+        """Each record's own value; of several columns their harmonic mean. NaN where a record does not have it."""
+        return _statistic(self.columns.T[:, :, None])
+
+    @property
     def n(self) -> int:
         """Records that have the metric; of several columns, the least of their counts."""
         return int((~self.columns.isnan()).sum(dim=1).min())
@@ -68,10 +74,11 @@ class Metric:
             n_resamples: Draws of as many records as there are, with replacement.
             seed: Seed of the draws.
         """
-        if not 0 < level < 1 or n_resamples < 1:
+        share, draws = cast(object, level), cast(object, n_resamples)
+        if not isinstance(share, float | int) or not 0 < share < 1 or type(draws) is not int or draws < 1:
             raise ValueError(
-                f"interval: level {level}, n_resamples {n_resamples}; expected a level between 0 and 1 and at least "
-                "one resample; the defaults are 0.95 and 2000."
+                f"interval: level is {share!r} and n_resamples is {draws!r}; expected a level between 0 and 1 and at "
+                "least one resample; the defaults are 0.95 and 2000."
             )
         return _bootstrap(self.columns[None], _only, level, n_resamples, seed)
 

@@ -202,21 +202,17 @@ class Evaluation:
         }
         return show.frame_of_rows("Evaluation.to_dataframe", rows[by]())
 
+    def by_record(self) -> list[dict[str, float]]:
+        """The metrics of each record alone, by key; NaN where others have one that it lacks."""
+        columns = {key: list(map(float, metric.per_record)) for key, metric in self.metrics().items() if key != "PPL"}
+        return [{key: column[i] for key, column in columns.items()} for i in range(len(self.scores))]
+
     def _record_rows(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
-        for i, record in enumerate(self.scores):
-            request = record.record.request
-            own = Evaluation(scores=(record,)).metrics()
-            rows.append(
-                {
-                    "record": i,
-                    "name": record.record.name,
-                    "prompt": request.prompt,
-                    "target_new": request.target_new,
-                    "target_true": request.target_true,
-                    **{key: metric.mean for key, metric in own.items()},
-                }
-            )
+        for i, (scores, own) in enumerate(zip(self.scores, self.by_record(), strict=True)):
+            request = scores.record.request
+            asked = {"prompt": request.prompt, "target_new": request.target_new, "target_true": request.target_true}
+            rows.append({"record": i, "name": scores.record.name, **asked, **own})
         return rows
 
     def _prompt_rows(self) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ from tl_edit import host, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
+from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.judge import Judge
 from tl_edit.evaluate.result import Evaluation
 from tl_edit.evaluate.scores import RecordScores
 from tl_edit.evaluate.texts import Drift, as_texts
+from tl_edit.evaluate.writing import check_generate
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "evaluate"
@@ -27,6 +29,7 @@ def evaluate(
     distracted: bool = False,
     kl: bool = False,
     texts: str | Sequence[str] | None = None,
+    generate: Generation | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 128,
 ) -> Evaluation:
@@ -45,6 +48,8 @@ def evaluate(
         kl: Whether to measure how far the next token's distribution moves after the neighborhood's prompts. It takes an
             edit or hooks to compare with the model without.
         texts: Texts whose perplexity is compared with that of the model without edit and hooks.
+        generate: How to generate texts from the records' generation prompts, for their entropy (GE) and reference score
+            (RS), e.g. ``Generation(tfidf=TfIdf.load(folder))``; None for none, as it takes long.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
         batch_size: Rows per forward pass.
@@ -52,7 +57,9 @@ def evaluate(
     Raises:
         ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
             active dropout, probabilities that are not finite; for ``kl`` or ``texts`` with nothing to compare, or with
-            an edit that is applied already.
+            an edit that is applied already; for ``generate`` where no record has generation prompts, or where the
+            texts do not fit.
+        ImportError: If texts are to be generated and nltk is not installed.
     """
     listed = as_records(records, OPERATION)
     ready = as_hooks(hooks, OPERATION)
@@ -64,6 +71,7 @@ def evaluate(
         )
     host.check_ready(model, OPERATION)
     asked = () if texts is None else as_texts(texts, OPERATION)
+    check_generate(generate, listed, OPERATION)
     applied = edit is not None and edit.is_applied(model)
     if kl or asked:
         _check_comparable(kl, edit, ready, applied=applied)
@@ -79,7 +87,16 @@ def evaluate(
     def switched() -> AbstractContextManager[object]:
         return nullcontext() if edit is None or applied else edit.on(model)
 
-    judge = Judge(model, prepend_bos=bos, distracted=distracted, kl=kl, texts=asked, batch_size=batch_size)
+    judge = Judge(
+        model,
+        OPERATION,
+        prepend_bos=bos,
+        distracted=distracted,
+        kl=kl,
+        texts=asked,
+        generate=generate,
+        batch_size=batch_size,
+    )
     scores: list[RecordScores] = []
     drifts: tuple[Drift, ...] = ()
     portions = list(judge.portions(listed))

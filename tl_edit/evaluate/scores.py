@@ -88,6 +88,8 @@ class TextScores:
     """Reference score (RS): cosine of the TF-IDF vectors of generated and reference texts, from 0 to 1."""
     essence_perplexity: float | None = None
     """Perplexity of the essence texts."""
+    engine: str | None = None
+    """How the texts were computed: with keys and values kept, or in whole passes and why."""
 
 
 @dataclass(frozen=True, kw_only=True)

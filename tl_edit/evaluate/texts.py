@@ -46,18 +46,20 @@ def as_texts(texts: object, operation: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is none, or something else among them.
     """
-    listed = (texts,) if isinstance(texts, str) else tuple(cast(Iterable[object], texts)) if _listable(texts) else ()
+    listed: tuple[object, ...] = (texts,)
+    if isinstance(texts, Iterable) and not isinstance(texts, str | dict):
+        listed = tuple(cast(Iterable[object], texts))
+    elif not isinstance(texts, str):
+        listed = ()
     checked = [text for text in listed if isinstance(text, str) and text.strip()]
     if not checked or len(checked) < len(listed):
+        wrong = next((text for text in listed if not isinstance(text, str) or not text.strip()), None)
+        found = f"holds {wrong!r}" if listed else f"is of type {type(cast(object, texts)).__name__} and has none"
         raise ValueError(
-            f"{operation}: texts is {type(texts).__name__} with {len(listed)} entries, of which {len(checked)} are "
-            "texts; expected one text or several, none of them empty; pass e.g. read_texts('texts.txt')[:100]."
+            f"{operation}: texts {found}; expected one text or several, none of them empty; pass e.g. "
+            "read_texts('texts.txt')[:100]."
         )
     return tuple(checked)
-
-
-def _listable(texts: object) -> bool:
-    return isinstance(texts, Iterable) and not isinstance(texts, dict)
 
 
 @torch.no_grad()

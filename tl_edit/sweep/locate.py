@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from tl_edit import forward, host, show, tokens
 from tl_edit.data import EditRecord, as_records
-from tl_edit.evaluate import Evaluation, Metric, RecordScores
+from tl_edit.evaluate import Evaluation, Metric
 from tl_edit.evaluate.ranks import Correlation, over_records, spearman
 from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, SecondMoments
@@ -27,7 +27,7 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.rome import ROMEConfig, effective_config, rome_edit
 from tl_edit.sweep.methods import Method, no_edit, random_direction
 from tl_edit.sweep.run import sweep
-from tl_edit.trace import Kind, Noise, causal_trace
+from tl_edit.trace import KINDS, Kind, Noise, causal_trace
 
 OPERATION = "locate_vs_edit"
 Among = Literal["cells", "layers", "records"]
@@ -74,23 +74,25 @@ class LocateVsEdit:
             ValueError: If no record has such a score.
         """
         by_layer = self.control if control else self.edited
-        columns = [
-            [self._score(name, i, scores) for i, scores in enumerate(by_layer[layer].scores)] for layer in self.layers
-        ]
-        found = torch.tensor(columns, dtype=torch.float64).T
-        if bool(found.isnan().all()):
+        columns = [self._column(name, by_layer[layer]) for layer in self.layers]
+        there = [column for column in columns if column is not None]
+        if not there:
             raise ValueError(
                 f"{OPERATION}: no record has the score {name!r}; expected 'rewrite' or one of "
                 f"{', '.join(self.edited[self.layers[0]].metrics())}."
             )
-        return found
+        return torch.stack([torch.full_like(there[0], math.nan) if each is None else each for each in columns], dim=1)
 
-    def _score(self, name: str, i: int, scores: RecordScores) -> float:
+    def _column(self, name: str, edited: Evaluation) -> Float[Tensor, " record"] | None:
+        """Each record's score, edited at one layer; None where no record has it."""
         if name != REWRITE:
-            metric = Evaluation(scores=(scores,)).metrics().get(name)
-            return math.nan if metric is None else metric.mean
-        p, now = self.before.scores[i].efficacy[0].prob_new, scores.efficacy[0].prob_new
-        return (now - p) / (1 - p) if p < 1 else math.nan
+            metric = edited.metrics().get(name)
+            return None if metric is None else metric.per_record
+        before, now = (
+            torch.tensor([scores.efficacy[0].prob_new for scores in each.scores], dtype=torch.float64)
+            for each in (self.before, edited)
+        )
+        return torch.where(before < 1, (now - before) / (1 - before), math.nan)
 
     def correlation(
         self, name: str = REWRITE, *, among: Among = "cells", control: bool = False, shuffled: bool = False
@@ -245,6 +247,11 @@ def locate_vs_edit(
     """
     listed = as_records(records, OPERATION)
     chosen = _checked_layers(model, layers)
+    if kind not in KINDS or (editor is not None and not callable(cast(object, editor))):
+        raise ValueError(
+            f"{OPERATION}: kind is {kind!r} and editor is of type {type(editor).__name__}; expected one of "
+            f"{', '.join(KINDS)}, and a function from a layer to a method, or None for ROME."
+        )
     bos = tokens.resolve_bos(model, prepend_bos)
     if editor is None:
         editor = _rome_at(model, moments, chosen, config, bos)

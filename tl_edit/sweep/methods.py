@@ -81,7 +81,16 @@ def random_direction(method: Method, *, seed: int = 0) -> Method:
     Args:
         method: The method whose norms are taken.
         seed: Seed of the directions, which also depend on the edit's requests.
+
+    Raises:
+        ValueError: If the method is no function, or the seed no integer.
     """
+    if not callable(cast(object, method)) or type(cast(object, seed)) is not int:
+        raise ValueError(
+            f"random_direction: method is of type {type(method).__name__} and seed is {seed!r}; expected a function of "
+            "a model and requests, and an integer; write e.g. random_direction(partial(rome_edit, moments=moments, "
+            "apply=False))."
+        )
     return Derived(method, seed)
 
 

@@ -97,9 +97,11 @@ class Sweep:
         """
         rows: list[dict[str, Any]] = []
         for name, several in self.outcomes.items():
+            own = iter(self.evaluation(name).by_record())
             for number, (batch, outcome) in enumerate(zip(self.batches, several, strict=True)):
-                for i, record in enumerate(batch):
-                    own = Evaluation(scores=outcome.scores[i : i + 1]).metrics()
+                edit = {f"norm {layer}": norm for layer, norm in (outcome.norms or {}).items()}
+                edit |= outcome.diagnostics or {}
+                for record in batch:
                     rows.append(
                         {
                             "method": name,
@@ -108,9 +110,8 @@ class Sweep:
                             "request": str(record.request),
                             "failed": outcome.failed,
                             "seconds": outcome.seconds / len(batch),
-                            **{key: metric.mean for key, metric in own.items()},
-                            **{f"norm {layer}": norm for layer, norm in (outcome.norms or {}).items()},
-                            **(outcome.diagnostics or {}),
+                            **(next(own) if outcome.failed is None else {}),
+                            **edit,
                         }
                     )
         return show.frame_of_rows("Sweep.to_dataframe", rows)

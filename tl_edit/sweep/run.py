@@ -15,9 +15,11 @@ from tl_edit.data import EditRecord, as_records
 from tl_edit.digest import digest
 from tl_edit.edit import Edit
 from tl_edit.edit.edit import edits_on
+from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.judge import Asked, Judge
 from tl_edit.evaluate.plain import plain_scores, read_scores
 from tl_edit.evaluate.texts import Drift, as_texts
+from tl_edit.evaluate.writing import check_generate
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.processes import Processes, processes
@@ -36,6 +38,7 @@ def sweep(
     distracted: bool = False,
     kl: bool = False,
     texts: str | Sequence[str] | None = None,
+    generate: Generation | None = None,
     prepend_bos: bool | None = None,
     batch_size: int = 128,
     progress: bool = True,
@@ -55,6 +58,7 @@ def sweep(
         distracted: As for `evaluate`.
         kl: As for `evaluate`.
         texts: As for `evaluate`.
+        generate: As for `evaluate`.
         prepend_bos: As for `evaluate`; give it to the methods, too.
         batch_size: As for `evaluate`.
         progress: Whether to show a bar.
@@ -74,8 +78,11 @@ def sweep(
         raise ValueError(
             f"{OPERATION}: batch is {batch!r}; expected an integer of 1 or more records that are edited together."
         )
+    if folder is not None and not isinstance(cast(object, folder), str | Path):
+        raise ValueError(f"{OPERATION}: folder is {folder!r}; expected a path, or None to keep nothing.")
     host.check_ready(model, OPERATION)
     bos = tokens.resolve_bos(model, prepend_bos)
+    check_generate(generate, listed, OPERATION)
     asked = () if texts is None else as_texts(texts, OPERATION)
     batches = tuple(listed[start : start + batch] for start in range(0, len(listed), batch))
     keys = [_key(each) for each in batches]
@@ -83,7 +90,8 @@ def sweep(
         kept = None
         if folder is not None:
             _check_no_hooks(model)
-            run = _identity(model, bos, batch, {"distracted": distracted, "kl": kl, "texts": digest(asked)})
+            settings = {"distracted": distracted, "kl": kl, "texts": digest(asked), "generate": describe(generate)}
+            run = _identity(model, bos, batch, settings)
             described = {name: describe(method) for name, method in chosen.items()}
             own.agree({**run, "records": digest(keys), "methods": described}, OPERATION)
             kept = SweepFolder(Path(folder).expanduser(), run, described, keys)
@@ -92,7 +100,16 @@ def sweep(
                 f"{OPERATION}: {own.world} processes and no folder; expected one, through which they share their "
                 "results; pass folder=."
             )
-        judge = Judge(model, prepend_bos=bos, distracted=distracted, kl=kl, texts=asked, batch_size=batch_size)
+        judge = Judge(
+            model,
+            OPERATION,
+            prepend_bos=bos,
+            distracted=distracted,
+            kl=kl,
+            texts=asked,
+            generate=generate,
+            batch_size=batch_size,
+        )
         outcomes = _Runner(model, judge, chosen, kept, own).run(batches, keys, progress=progress)
     return Sweep(batches=batches, outcomes=outcomes, provenance=host.provenance(model, prepend_bos=bos))
 
