@@ -1,6 +1,7 @@
 """What commands cannot use: exit code 2 with advice, and no traceback."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("evaluate", "--kl"), ("--kl compares", "--edit")),
         (("evaluate", "--edit", "none.safetensors"), ("none.safetensors",)),
         (("evaluate", "--perplexity", "no.txt", "--edit", "x"), ("--perplexity no.txt", "no file or folder")),
+        (("evaluate", "--tfidf", "x"), ("--tfidf x", "--generate")),
+        (("evaluate", "--limit", 1, "--generate"), ("--generate 100", "context of 64", "--generate 64")),
+        (("evaluate", "--limit", 1, "--generate", 20, "--tfidf", "none"), ("none", "idf.npy")),
         (("trace",), ("either --subject", "--facts")),
         (("trace", *EIFFEL, "--facts", "bundled"), ("not both",)),
         (("trace", *EIFFEL, "--folder", "x"), ("--folder does not go with --subject",)),
@@ -64,6 +68,13 @@ def test_code_2_with_advice(run, arguments, words):
     assert "Traceback" not in err
     for word in words:
         assert word in err.replace("\n", " ")
+
+
+def test_a_package_that_is_not_there(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
+    code, _, err = run("evaluate", "--limit", 1, "--generate", 20)
+    assert code == 2
+    assert 'pip install "tl-edit[text]"' in err
 
 
 @pytest.mark.parametrize(

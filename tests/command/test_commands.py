@@ -14,6 +14,7 @@ from tl_edit.command import COMMANDS, command_parser
 from tl_edit.command import evaluate as evaluate_command
 from tl_edit.command.bundled import bundled_records
 from tl_edit.command.report import as_plain
+from tl_edit.evaluate import Generation
 from tl_edit.factworld import MODEL_NAME
 
 pytestmark = pytest.mark.usefixtures("few_steps")
@@ -173,6 +174,14 @@ def test_perplexity_and_files_of_records(plain, tmp_path, moments, run):
     code, out, _ = run(*ask)
     assert code == 0
     assert "perplexity, edited over unedited" in out
+
+
+def test_generated_texts(plain, fact_model):
+    found = plain("evaluate", "--limit", 1, "--generate", 20, "--seed", 3)["metrics"]["GE"]
+    expected = evaluate(fact_model, bundled_records(1, 3), generate=Generation(n_tokens=20, seed=3)).metrics()["GE"]
+    assert found["mean"] == pytest.approx(expected.mean)
+    swept = plain("sweep", "--methods", "none", "--limit", 1, "--generate", 20, "--seed", 3)
+    assert swept["methods"]["none"]["metrics"]["GE"]["mean"] == found["mean"]
 
 
 # --- sweep ---------------------------------------------------------------------------------------------

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from tl_edit import KnownFact, ROMEConfig, SecondMoments, embedding_std, evaluate, rome, second_moment, trace_facts
+from tl_edit import KnownFact, SecondMoments, embedding_std, evaluate, rome, second_moment, trace_facts
 from tl_edit.command.bundled import bundled_facts, bundled_records
 from tl_edit.evaluate import Metric
 from tl_edit.factworld import MODEL_NAME, fact_texts
 from tl_edit.memit import settings
-from tl_edit.reproduce import PUBLISHED, Cell, memit_scaling, published_row, rome_counterfact, trace_averages
+from tl_edit.reproduce import PUBLISHED, Cell, Row, memit_scaling, published_row, rome_counterfact, trace_averages
 from tl_edit.reproduce.compared import cell_of, cells_of, missing_note
 from tl_edit.reproduce.published import TRACED_MEANS, TRACED_PEAKS
 from tl_edit.sweep import run as sweep_module
@@ -203,4 +203,7 @@ def test_published_settings_are_without_a_bos(fact_model, measure, monkeypatch):
 
 def test_what_is_missing_is_said():
     assert "Nothing is published for gpt2" in missing_note("gpt2", [])
-    assert ROMEConfig().n_prefixes == 10
+    cells = dict.fromkeys(("ES", "GE"), Cell(ours=1.0, standard_error=0.1, interval=(0.0, 2.0), n=3))
+    rows = [Row(name="ROME", cells=cells, source="a paper")]
+    assert missing_note("gpt2", rows) == "RS is published, too; it takes --tfidf and --snippets."
+    assert missing_note("gpt2", [Row(name="ROME", cells=cells | {"RS": cells["GE"]}, source="a paper")]) is None

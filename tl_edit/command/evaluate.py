@@ -56,6 +56,7 @@ def run(given: argparse.Namespace) -> Report:
             "--edit; pass one, or use sweep, which edits."
         )
     model = inputs.model_of(given)
+    generate = inputs.generation_of(given, model)
     found = evaluate_records(
         model,
         records,
@@ -63,6 +64,7 @@ def run(given: argparse.Namespace) -> Report:
         distracted=given.distracted,
         kl=given.kl,
         texts=texts,
+        generate=generate,
         prepend_bos=given.prepend_bos,
         batch_size=given.batch_size,
     )

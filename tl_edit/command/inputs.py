@@ -22,6 +22,7 @@ from tl_edit import (
 )
 from tl_edit.command.bundled import bundled_facts, bundled_records
 from tl_edit.command.models import is_bundled, load_model
+from tl_edit.evaluate import Generation, TfIdf
 from tl_edit.factworld import fact_texts
 from tl_edit.host import Model
 from tl_edit.sweep.named import Measure
@@ -109,6 +110,30 @@ def texts_of(path: str | None, option: str, *, n_texts: int | None = None) -> Se
         return read_texts(path, n_texts=n_texts, seed=1)
     except ValueError as error:
         raise ValueError(f"{option} {path}: {error}") from error
+
+
+def generation_of(options: argparse.Namespace, model: Model) -> Generation | None:
+    """How texts are generated; None for not at all.
+
+    Raises:
+        ValueError: If they cannot be.
+    """
+    if options.generate is None:
+        if options.tfidf is not None:
+            raise ValueError(
+                f"--tfidf {options.tfidf}: it scores generated texts, and none are asked for; expected --generate with "
+                "it; add that, or leave it out."
+            )
+        return None
+    context = int(model.cfg.n_ctx)
+    if not 2 <= options.generate <= context:
+        raise ValueError(
+            f"--generate {options.generate}: {host.model_name(model)} has a context of {context} tokens; expected "
+            f"texts of 2 to {context}, the prompt counted; pass e.g. --generate {min(100, context)} (entropies of texts of "
+            "different lengths do not compare)."
+        )
+    tfidf = None if options.tfidf is None else TfIdf.load(options.tfidf)
+    return Generation(n_tokens=options.generate, seed=options.seed, tfidf=tfidf)
 
 
 def check_out(options: argparse.Namespace) -> None:

@@ -106,7 +106,14 @@ def judge_options() -> argparse.ArgumentParser:
 
 def generate_options(group: Any) -> None:
     """Of generated texts."""
-    group.add_argument("--generate", action="store_true", help="also texts that the model generates: GE, and RS")
+    group.add_argument(
+        "--generate",
+        type=int,
+        nargs="?",
+        const=100,
+        metavar="N",
+        help="also let the model write texts of N tokens (default: 100, as published), for GE, and with --tfidf for RS",
+    )
     group.add_argument(
         "--tfidf", metavar="FOLDER", help="folder with idf.npy and tfidf_vocab.json, for the published RS"
     )

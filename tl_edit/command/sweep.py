@@ -72,6 +72,7 @@ def run(given: argparse.Namespace) -> Report:
     records = inputs.records_of(given)
     texts = inputs.texts_of(given.perplexity, "--perplexity")
     model = inputs.model_of(given)
+    generate = inputs.generation_of(given, model)
     # Said or not, a method is the same, also to the folder.
     given.prepend_bos = inputs.bos_of(given, model)
     named = named_methods(
@@ -94,6 +95,7 @@ def run(given: argparse.Namespace) -> Report:
         distracted=given.distracted,
         kl=given.kl,
         texts=texts,
+        generate=generate,
         prepend_bos=given.prepend_bos,
         batch_size=given.batch_size,
         progress=inputs.progress_of(given),

@@ -119,4 +119,6 @@ def missing_note(model_name: str, rows: Sequence[Row]) -> str | None:
     if all(row.source is None for row in rows):
         return f"Nothing is published for {model_name} and these data, so ours stands alone (–)."
     hidden = {key for row in rows if row.source and "ES" in row.cells for key in ("GE", "RS") if key not in row.cells}
-    return "GE and RS are published, too; they take generated texts (--generate)." if hidden == {"GE", "RS"} else None
+    if "GE" in hidden:
+        return "GE and RS are published, too; they take generated texts (--generate)."
+    return "RS is published, too; it takes --tfidf and --snippets." if hidden else None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tl_edit import host, tokens
 from tl_edit.data import EditRecord
+from tl_edit.evaluate import Generation
 from tl_edit.host import Model
 from tl_edit.reproduce.compared import Reproduction, Row, cells_of, data_of, missing_note
 from tl_edit.reproduce.published import published_row
@@ -25,6 +26,7 @@ def memit_scaling(
     averaged: int = 100,
     layers: Sequence[int] | None = None,
     prepend_bos: bool | None = None,
+    generate: Generation | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -40,6 +42,7 @@ def memit_scaling(
         averaged: Smaller sizes are means over several batches, of so many records in all or less.
         layers: The layers; None for the published ones.
         prepend_bos: Whether prompts begin with a BOS; the published numbers are without.
+        generate: How to generate texts, for GE and RS; None for none.
         folder: Where results are kept as they come, a folder in it for each size.
         seed: Of prefixes and bootstrap intervals.
         batch_size: Rows per forward pass.
@@ -76,6 +79,7 @@ def memit_scaling(
             methods,
             batch=batch,
             folder=place,
+            generate=generate,
             prepend_bos=bos,
             batch_size=batch_size,
             progress=progress,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tl_edit import host, tokens
 from tl_edit.data import EditRecord
+from tl_edit.evaluate import Generation
 from tl_edit.host import Model
 from tl_edit.reproduce.compared import Reproduction, Row, cells_of, data_of, missing_note
 from tl_edit.reproduce.published import published_row
@@ -22,6 +23,7 @@ def rome_counterfact(
     controls: bool = False,
     layer: int | None = None,
     prepend_bos: bool | None = None,
+    generate: Generation | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
     batch_size: int = 128,
@@ -36,6 +38,7 @@ def rome_counterfact(
         controls: Whether to run ROME with ``C = I`` and random directions of its norm, too.
         layer: The layer; None for the published one.
         prepend_bos: Whether prompts begin with a BOS; the published numbers are without.
+        generate: How to generate texts, for GE and RS; None for none.
         folder: Where results are kept as they come, so that a run that was stopped goes on.
         seed: Of prefixes, random directions and bootstrap intervals.
         batch_size: Rows per forward pass.
@@ -52,6 +55,7 @@ def rome_counterfact(
         records,
         named.methods,
         folder=folder,
+        generate=generate,
         prepend_bos=bos,
         batch_size=batch_size,
         progress=progress,
