@@ -13,7 +13,7 @@ from tl_edit import CausalTrace, Edit, Evaluation, causal_trace, evaluate, rome
 from tl_edit.command import COMMANDS, command_parser
 from tl_edit.command import evaluate as evaluate_command
 from tl_edit.command.bundled import bundled_records
-from tl_edit.command.report import as_plain
+from tl_edit.command.report import as_plain, decimals
 from tl_edit.evaluate import Generation
 from tl_edit.factworld import MODEL_NAME
 
@@ -238,6 +238,10 @@ def test_plain_values():
     }
     expected = {"1": None, "b": [None, 2.5], "c": [1.0, None], "d": {"e": [3]}, "f": None, "g": True}
     assert as_plain(given) == expected
+
+
+def test_no_sign_before_a_zero():
+    assert [decimals(value, 1) for value in (-0.04, 0.04, -0.06, 3.14)] == ["0.0", "0.0", "-0.1", "3.1"]
 
 
 def chatty(*arguments, **keywords):

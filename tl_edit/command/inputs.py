@@ -129,8 +129,8 @@ def generation_of(options: argparse.Namespace, model: Model) -> Generation | Non
     if not 2 <= options.generate <= context:
         raise ValueError(
             f"--generate {options.generate}: {host.model_name(model)} has a context of {context} tokens; expected "
-            f"texts of 2 to {context}, the prompt counted; pass e.g. --generate {min(100, context)} (entropies of texts of "
-            "different lengths do not compare)."
+            f"texts of 2 to {context}, the prompt counted; pass e.g. --generate {min(100, context)} (entropies of "
+            "texts of different lengths do not compare)."
         )
     tfidf = None if options.tfidf is None else TfIdf.load(options.tfidf)
     return Generation(n_tokens=options.generate, seed=options.seed, tfidf=tfidf)

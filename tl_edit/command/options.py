@@ -1,6 +1,7 @@
 """Options that several commands have, under the same names everywhere."""
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -125,4 +126,5 @@ def describe(parser: argparse.ArgumentParser, *examples: str, elsewhere: str = "
     if elsewhere:
         lines += ["with weights and data of your own:", f"  {elsewhere}"]
     parser.epilog = "\n".join(lines)
+    parser.description = textwrap.fill(parser.description or "", 78)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -118,7 +118,12 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
+def decimals(value: float, digits: int) -> str:
+    """A number without the sign that rounding may leave before a zero."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def number(key: str, value: float) -> str:
     """A metric's value as tables show it."""
     measure = MEASURES[key]
-    return "–" if math.isnan(value) else f"{measure.scale * value:.{1 if measure.scale > 1 else 3}f}"
+    return "–" if math.isnan(value) else decimals(measure.scale * value, 1 if measure.scale > 1 else 3)

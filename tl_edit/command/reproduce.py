@@ -16,7 +16,7 @@ from rich.text import Text
 from tl_edit import host
 from tl_edit.command import inputs, options
 from tl_edit.command.models import is_bundled
-from tl_edit.command.report import Report, model_plain, plain_table
+from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.host import Model
 from tl_edit.reproduce import (
     PAPER_MODELS,
@@ -265,13 +265,13 @@ def _table(found: Reproduction) -> Table:
         name = row.name if row.n_edits is None else f"{row.name}, {row.n_edits:,} at once"
         for i, (key, cell) in enumerate(row.cells.items()):
             low, high = cell.interval
-            interval = "–" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+            interval = "–" if math.isnan(low) else f"{decimals(low, 1)} to {decimals(high, 1)}"
             published = "–" if cell.published is None else f"{cell.published:.1f}"
             verdict = {None: "", True: "within", False: "outside"}[cell.within]
             table.add_row(
                 "" if i else name,
                 key,
-                f"{cell.ours:.1f}{_layer(cell.layer)}",
+                f"{decimals(cell.ours, 1)}{_layer(cell.layer)}",
                 interval,
                 str(cell.n),
                 f"{published}{_layer(cell.published_layer)}",

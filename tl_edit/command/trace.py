@@ -18,7 +18,7 @@ from tl_edit import AverageTrace, CausalTrace, causal_trace, trace_facts
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
-from tl_edit.command.report import Report, model_plain, plain_table
+from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.factworld import facts
 from tl_edit.trace import ROLES
 from tl_edit.trace.result import KIND_NAMES
@@ -119,7 +119,7 @@ def _one(given: argparse.Namespace) -> Report:
     last = trace.str_tokens[trace.subject_last]
     table = plain_table("layer", *(f"{KIND_NAMES[kind]}" for kind in trace.kinds))
     for i, layer in enumerate(trace.layers):
-        table.add_row(str(layer), *(f"{float(trace.of(kind)[i, trace.subject_last]):.3f}" for kind in trace.kinds))
+        table.add_row(str(layer), *(decimals(float(trace.of(kind)[i, trace.subject_last]), 3) for kind in trace.kinds))
     shown = [
         Text(f"{prompt} …{trace.answer}", style="bold"),
         Text(inputs.named_model(model), style="dim"),
@@ -158,8 +158,8 @@ def _peaks(trace: CausalTrace) -> Table:
         early, peak = found["peak_at_subject_last"], found["peak"]
         table.add_row(
             KIND_NAMES[kind],
-            f"{early['effect']:.3f} in layer {early['layer']}",
-            Text(f"{peak['effect']:.3f} in layer {peak['layer']}, {peak['token']!r}"),
+            f"{decimals(early['effect'], 3)} in layer {early['layer']}",
+            Text(f"{decimals(peak['effect'], 3)} in layer {peak['layer']}, {peak['token']!r}"),
         )
     return table
 
@@ -211,7 +211,7 @@ def roles_table(average: AverageTrace) -> Table:
         for kind in average.kinds:
             effect = average.of(kind, role)
             at = int(effect.nan_to_num(-1.0).argmax())
-            cells.append(f"{float(effect[at]):.3f} in layer {average.layers[at]}" if n else "–")
+            cells.append(f"{decimals(float(effect[at]), 3)} in layer {average.layers[at]}" if n else "–")
         table.add_row(role, *cells, str(n))
     return table
 
@@ -220,8 +220,6 @@ def _by_layer(average: AverageTrace) -> Table:
     table = plain_table("layer", *(KIND_NAMES[kind] for kind in average.kinds))
     half = 1.96 * average.paired_error[:, ROLES.index(LAST)]
     for i, layer in enumerate(average.layers):
-        cells = [
-            f"{float(average.of(kind, LAST)[i]):.3f} ± {float(half[k, i]):.3f}" for k, kind in enumerate(average.kinds)
-        ]
-        table.add_row(str(layer), *cells)
+        effects = [decimals(float(average.of(kind, LAST)[i]), 3) for kind in average.kinds]
+        table.add_row(str(layer), *(f"{each} ± {float(half[k, i]):.3f}" for k, each in enumerate(effects)))
     return table

@@ -114,6 +114,11 @@ def data_of(metrics: Mapping[str, Metric]) -> str:
     return "CounterFact" if "ES" in metrics else "zsRE"
 
 
+def bos_note(bos: bool) -> str:
+    """How prompts began."""
+    return "with a BOS (the papers' had none)" if bos else "without a BOS, as in the papers"
+
+
 def missing_note(model_name: str, rows: Sequence[Row]) -> str | None:
     """What to say where nothing, or not all, was published; None where there is nothing to say."""
     if all(row.source is None for row in rows):

@@ -7,7 +7,7 @@ from tl_edit import host, tokens
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Generation
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Reproduction, Row, cells_of, data_of, missing_note
+from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, data_of, missing_note
 from tl_edit.reproduce.published import published_row
 from tl_edit.sweep import Sweep, no_edit, sweep
 from tl_edit.sweep.named import Measure, named_methods
@@ -98,7 +98,7 @@ def memit_scaling(
         rows.append(_row(name, "memit", found, seed, n))
     several = [n for n in chosen if len(used(n)) > n]
     notes = [
-        f"Prompts {'with' if bos else 'without'} a BOS."
+        f"Prompts {bos_note(bos)}."
         + (f" Means over several batches: {', '.join(map(str, several))} at once." if several else ""),
         f"MEMIT: {named.settings['memit']}.",
         missing_note(name, rows),

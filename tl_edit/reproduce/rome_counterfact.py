@@ -7,7 +7,7 @@ from tl_edit import host, tokens
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Generation
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Reproduction, Row, cells_of, data_of, missing_note
+from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, data_of, missing_note
 from tl_edit.reproduce.published import published_row
 from tl_edit.sweep import sweep
 from tl_edit.sweep.named import Measure, named_methods
@@ -67,7 +67,7 @@ def rome_counterfact(
         cells = cells_of(metrics, published, seed=seed)
         rows.append(Row(name=SHOWN[method], cells=cells, source=None if published is None else published.source))
     notes = [
-        f"{len(records)} records, each edited alone; prompts {'with' if bos else 'without'} a BOS.",
+        f"{len(records)} records, each edited alone; prompts {bos_note(bos)}.",
         f"ROME: {named.settings['rome']}.",
         missing_note(name, rows),
     ]

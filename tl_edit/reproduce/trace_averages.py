@@ -7,7 +7,7 @@ from pathlib import Path
 from tl_edit import host
 from tl_edit.data import KnownFact
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Cell, Reproduction, Row
+from tl_edit.reproduce.compared import Cell, Reproduction, Row, bos_note
 from tl_edit.reproduce.published import (
     TRACE_SOURCE,
     TRACED,
@@ -64,7 +64,7 @@ def trace_averages(
     notes = [
         f"{average.n_facts} facts ({len(average.skipped)} left out, as the model does not say their answer), "
         f"{n_samples} noise draws of standard deviation {noise_std:.4g}, window {average.window}; prompts "
-        f"{'with' if resolve_bos(model, prepend_bos) else 'without'} a BOS.",
+        f"{bos_note(resolve_bos(model, prepend_bos))}.",
         "Effects are the strongest mean indirect effects over layers; their intervals are of the effect within facts.",
         *([] if known else [f"No numbers are published for {name}, so ours stands alone (–)."]),
     ]
