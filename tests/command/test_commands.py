@@ -246,7 +246,8 @@ def test_no_sign_before_a_zero():
 
 def chatty(*arguments, **keywords):
     print("loaded")  # noqa: T201
-    warnings.warn("mind this", stacklevel=2)
+    for number in range(5):
+        warnings.warn(f"mind this one, {number}", stacklevel=2)
     return evaluate(*arguments, **keywords)
 
 
@@ -257,7 +258,8 @@ def test_json_is_all_there_is_on_standard_output(run, monkeypatch):
     assert code == 0
     assert json.loads(out)["command"] == "evaluate"
     assert "loaded" in err
-    assert "tl_edit: warning: mind this" in err
+    assert err.count("tl_edit: warning: mind this one, ") == 3
+    assert "tl_edit: 2 more warnings like 'mind this one,' ..." in err
 
 
 def test_tables_fit_a_narrow_terminal(run, moments, monkeypatch):

@@ -8,6 +8,7 @@ import torch
 
 from tl_edit import KnownFact, SecondMoments, embedding_std, evaluate, rome, second_moment, trace_facts
 from tl_edit.command.bundled import bundled_facts, bundled_records
+from tl_edit.data import KnownFacts, Records
 from tl_edit.evaluate import Metric
 from tl_edit.factworld import MODEL_NAME, fact_texts
 from tl_edit.memit import settings
@@ -125,10 +126,14 @@ def test_a_model_of_the_papers_is_compared(fact_model, monkeypatch):
     short = {"v_num_grad_steps": 8, "v_lr": 0.5, "n_prefixes": 0}
     monkeypatch.setitem(rome._PUBLISHED, "gpt2-medium", short)
 
+    records = Records(bundled_records(3, 0), schema="CounterFact")
+
     def identity(layers):
         return SecondMoments.identity(fact_model, layers)
 
-    found = rome_counterfact(fact_model, bundled_records(3, 0), identity, layer=0, progress=False)
+    found = rome_counterfact(fact_model, records, identity, layer=0, progress=False)
+    alone = rome_counterfact(fact_model, tuple(records), identity, layer=0, progress=False)
+    assert not any(row.source for row in alone.rows), "other facts"
     before, edited = found.rows
     assert before.cells["ES"].published == 25.0
     assert before.cells["NS"].within is True, "of three records all is possible"
@@ -165,6 +170,7 @@ def test_sizes_that_cannot_be(fact_model, measure, sizes, averaged):
 def test_averages_are_those_of_the_library(fact_model, monkeypatch):
     facts = (*bundled_facts(3, 1), KnownFact("The Eiffel Tower is located in", "Eiffel Tower", "Rome"))
     monkeypatch.setattr(fact_model.cfg, "model_name", "gpt2-xl")
+    facts = KnownFacts(facts, schema="KnownFacts")
     found = trace_averages(fact_model, facts, n_facts=None, n_samples=2, progress=False)
     std = 3 * embedding_std(fact_model, [fact.subject for fact in facts])
     expected = trace_facts(fact_model, facts, noise_std=std, n_samples=2, progress=False)

@@ -14,6 +14,7 @@ Numbers that are not finite are null; rates are from 0 to 1, in the metric's own
 import argparse
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
@@ -28,6 +29,8 @@ from tl_edit.command.models import processes_said
 COMMANDS = {"trace": trace, "edit": edit, "evaluate": evaluate, "sweep": sweep, "reproduce": reproduce}
 TOGETHER = ("sweep", "reproduce rome-counterfact", "reproduce memit-scaling")
 """What several processes do together."""
+SHOWN_WARNINGS = 3
+"""Of those that begin alike; a sweep may have thousands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,15 +81,23 @@ def _run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _short_warnings() -> Generator[None, None, None]:
-    """Warnings in a line each, without the code that gave them."""
+    """Warnings in a line each, without the code that gave them, and the first ones of those that begin alike."""
+    seen: Counter[str] = Counter()
 
     def show(message: Any, category: Any, *_: Any, **__: Any) -> None:
-        if not issubclass(category, DeprecationWarning | FutureWarning):
+        if issubclass(category, DeprecationWarning | FutureWarning):
+            return
+        kind = " ".join(str(message).split()[:3])
+        seen[kind] += 1
+        if seen[kind] <= SHOWN_WARNINGS:
             sys.stderr.write(f"tl_edit: warning: {message}\n")
 
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
+    for kind, number in seen.items():
+        if number > SHOWN_WARNINGS:
+            sys.stderr.write(f"tl_edit: {number - SHOWN_WARNINGS} more warnings like {kind!r} ...\n")
 
 
 def _make_lenient(stream: Any) -> None:

@@ -84,7 +84,7 @@ def records_of(options: argparse.Namespace, default: str = BUNDLED) -> tuple[Edi
                 "expected --records counterfact; leave it out."
             )
         return bundled_records(options.limit, options.seed)
-    return tuple(read_records(options.records, limit=options.limit, snippets=options.snippets))
+    return read_records(options.records, limit=options.limit, snippets=options.snippets)
 
 
 def facts_of(options: argparse.Namespace, limit: int | None) -> tuple[KnownFact, ...]:
@@ -95,7 +95,7 @@ def facts_of(options: argparse.Namespace, limit: int | None) -> tuple[KnownFact,
     """
     if options.facts == BUNDLED:
         return bundled_facts(limit, options.seed)
-    return tuple(read_known_facts(options.facts, limit=limit))
+    return read_known_facts(options.facts, limit=limit)
 
 
 def texts_of(path: str | None, option: str, *, n_texts: int | None = None) -> Sequence[str] | None:

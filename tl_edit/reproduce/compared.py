@@ -110,8 +110,13 @@ def cell_of(key: str, metric: Metric, published: float | None, n_published: int 
 
 
 def data_of(metrics: Mapping[str, Metric]) -> str:
-    """Which of the papers' data sets records are like."""
+    """Which columns of the papers' tables fit."""
     return "CounterFact" if "ES" in metrics else "zsRE"
+
+
+def layout_of(given: object) -> str:
+    """The layout that records or facts were read from, e.g. "CounterFact"; others have no published numbers."""
+    return str(getattr(given, "schema", ""))
 
 
 def bos_note(bos: bool) -> str:

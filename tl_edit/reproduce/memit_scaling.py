@@ -7,7 +7,7 @@ from tl_edit import host, tokens
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Generation
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, data_of, missing_note
+from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, layout_of, missing_note
 from tl_edit.reproduce.published import published_row
 from tl_edit.sweep import Sweep, no_edit, sweep
 from tl_edit.sweep.named import Measure, named_methods
@@ -36,7 +36,8 @@ def memit_scaling(
 
     Args:
         model: A HookedTransformer or TransformerBridge; the papers' numbers are of unprocessed weights.
-        records: The paper's are those of multi_counterfact, in which no two contradict each other.
+        records: The paper's are those of multi_counterfact, in which no two contradict each other. Only what
+            `read_records` gave, in the published layout, is put beside the published numbers.
         measure: Gives the second moments of the layers it is asked for.
         sizes: Numbers of edits at once; None for 1, 10, 100, 1000 and 10,000, as far as the records go.
         averaged: Smaller sizes are means over several batches, of so many records in all or less.
@@ -89,13 +90,13 @@ def memit_scaling(
         """Whole batches only, so that each is of ``n``."""
         return records[: n * max(1, min(averaged, len(records)) // n)]
 
-    name = host.model_name(model)
-    rows = [_row(name, "none", run(max(map(used, chosen), key=len), "none", 1), seed, None)]
+    name, data = host.model_name(model), layout_of(records)
+    rows = [_row(name, data, "none", run(max(map(used, chosen), key=len), "none", 1), seed, None)]
     failures: list[tuple[str, str, str]] = []
     for n in chosen:
         found = run(used(n), "memit", n)
         failures += [(f"MEMIT, {n} at once", str(record.request), why) for _, record, why in found.failures]
-        rows.append(_row(name, "memit", found, seed, n))
+        rows.append(_row(name, data, "memit", found, seed, n))
     several = [n for n in chosen if len(used(n)) > n]
     notes = [
         f"Prompts {bos_note(bos)}."
@@ -111,7 +112,7 @@ def memit_scaling(
     )
 
 
-def _row(model_name: str, method: str, found: Sweep, seed: int, n: int | None) -> Row:
+def _row(model_name: str, data: str, method: str, found: Sweep, seed: int, n: int | None) -> Row:
     metrics = found.evaluation(method).metrics()
     if not metrics:
         _, record, why = found.failures[0]
@@ -120,7 +121,7 @@ def _row(model_name: str, method: str, found: Sweep, seed: int, n: int | None) -
             "some to work; choose fewer edits, or other layers."
         )
     # The unedited model was asked the same records.
-    published = published_row(model_name, method, data=data_of(metrics), n_edits=SIZES[-1] if n is None else n)
+    published = published_row(model_name, method, data=data, n_edits=SIZES[-1] if n is None else n)
     return Row(
         name="no edit" if method == "none" else "MEMIT",
         n_edits=n,

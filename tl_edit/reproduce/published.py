@@ -118,7 +118,7 @@ class PublishedEffect:
     """Where it is strongest."""
 
 
-TRACED = "gpt2-xl"
+TRACED, TRACED_DATA = "gpt2-xl", "KnownFacts"
 TRACE_SOURCE = f"{ROME_PAPER}, causal tracing of GPT-2 XL"
 TRACED_FACTS = 1000
 TRACED_MEANS: Mapping[str, PublishedEffect] = {

@@ -7,7 +7,7 @@ from tl_edit import host, tokens
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Generation
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, data_of, missing_note
+from tl_edit.reproduce.compared import Reproduction, Row, bos_note, cells_of, layout_of, missing_note
 from tl_edit.reproduce.published import published_row
 from tl_edit.sweep import sweep
 from tl_edit.sweep.named import Measure, named_methods
@@ -33,7 +33,8 @@ def rome_counterfact(
 
     Args:
         model: A HookedTransformer or TransformerBridge; the papers' numbers are of unprocessed weights.
-        records: The paper's are the first 7,500 of CounterFact, and 2,000 for GPT-J.
+        records: The paper's are the first 7,500 of CounterFact, and 2,000 for GPT-J. Only what `read_records` gave, in
+            the published layout, is put beside the published numbers.
         measure: Gives the second moments of the layers it is asked for.
         controls: Whether to run ROME with ``C = I`` and random directions of its norm, too.
         layer: The layer; None for the published one.
@@ -63,7 +64,7 @@ def rome_counterfact(
     name = host.model_name(model)
     rows: list[Row] = []
     for method, metrics in found.compare().metrics().items():
-        published = published_row(name, method, data=data_of(metrics), n_edits=1)
+        published = published_row(name, method, data=layout_of(records), n_edits=1)
         cells = cells_of(metrics, published, seed=seed)
         rows.append(Row(name=SHOWN[method], cells=cells, source=None if published is None else published.source))
     notes = [

@@ -7,10 +7,11 @@ from pathlib import Path
 from tl_edit import host
 from tl_edit.data import KnownFact
 from tl_edit.host import Model
-from tl_edit.reproduce.compared import Cell, Reproduction, Row, bos_note
+from tl_edit.reproduce.compared import Cell, Reproduction, Row, bos_note, layout_of
 from tl_edit.reproduce.published import (
     TRACE_SOURCE,
     TRACED,
+    TRACED_DATA,
     TRACED_FACTS,
     TRACED_MEANS,
     TRACED_PEAKS,
@@ -60,13 +61,13 @@ def trace_averages(
         progress=progress,
     )
     name = host.model_name(model)
-    known = published_name(name) == TRACED
+    known = published_name(name) == TRACED and layout_of(facts) == TRACED_DATA
     notes = [
         f"{average.n_facts} facts ({len(average.skipped)} left out, as the model does not say their answer), "
         f"{n_samples} noise draws of standard deviation {noise_std:.4g}, window {average.window}; prompts "
         f"{bos_note(resolve_bos(model, prepend_bos))}.",
         "Effects are the strongest mean indirect effects over layers; their intervals are of the effect within facts.",
-        *([] if known else [f"No numbers are published for {name}, so ours stands alone (–)."]),
+        *([] if known else [f"No numbers are published for {name} and these facts, so ours stands alone (–)."]),
     ]
     return Reproduction(
         title=f"Causal tracing, {name}",
