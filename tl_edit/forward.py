@@ -6,10 +6,10 @@ one it reads, so no logits are computed for it.
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_edit import tokens
@@ -17,6 +17,9 @@ from tl_edit.attach import attached
 from tl_edit.hooks import capture
 from tl_edit.host import HookFn, Model, NamedHook, model_name
 from tl_edit.tokens import TokenBatch
+
+LOGIT_BYTES = 2**28
+"""Bytes of logits that are computed at a time, unless those of one row are more."""
 
 
 class _StopForwardError(Exception):
@@ -27,6 +30,45 @@ def logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> 
     """Logits at every position, computed with ``hooks`` attached; gradients flow if they are enabled."""
     with attached(model, hooks):
         return model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
+
+
+def logits_at(model: Model, batch: TokenBatch, places: Int[Tensor, " read"]) -> Float[Tensor, "read d_vocab"] | None:
+    """Logits at some places, counted row by row over the padded batch; those of the others are not computed.
+
+    The module that unembeds is shown the states of these places alone. None where that does not lead to logits of so
+    many places; the numbers are for the caller to check.
+    """
+    shown: list[int] = []
+
+    def show(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        shown.append(len(places))
+        return (args[0].flatten(0, 1)[places.to(args[0].device)][None], *args[1:])
+
+    handle = cast(nn.Module, cast(Any, model).unembed).register_forward_pre_hook(show)
+    try:
+        found = model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
+    finally:
+        handle.remove()
+    return found[0] if len(shown) == 1 and found.shape[:2] == (1, len(places)) else None
+
+
+def most_logits(model: Model) -> int:
+    """Positions whose logits fit into `LOGIT_BYTES`."""
+    size = next(cast(nn.Module, model).parameters()).dtype.itemsize
+    return max(1, LOGIT_BYTES // (size * int(model.cfg.d_vocab)))
+
+
+def batches(model: Model, lengths: Sequence[int], size: int, *, one_length: bool) -> Generator[list[int], None, None]:
+    """`tokens.chunks`, with fewer rows where their logits do not fit into `LOGIT_BYTES`."""
+    most = most_logits(model)
+    for chunk in tokens.chunks(lengths, size, one_length=one_length):
+        first, longest = 0, 0
+        for i, row in enumerate(chunk):
+            longest = max(longest, lengths[row])
+            if i > first and (i + 1 - first) * longest > most:
+                yield chunk[first:i]
+                first, longest = i, lengths[row]
+        yield chunk[first:]
 
 
 def _mask(model: Model, batch: TokenBatch) -> Tensor:

@@ -366,7 +366,7 @@ def test_texts_are_generated_in_a_sweep(model, tmp_path):
     edit = any_edit(model, [record.request])
     assert found.evaluation("any").scores[0] == evaluate(model, record, edit=edit, generate=generate).scores[0]
     assert {"GE", "EP"} <= found.evaluation("any").metrics().keys()
-    with pytest.raises(ValueError, match=r"generate Generation\(n_tokens=16.*now 'Generation\(n_tokens=17"):
+    with pytest.raises(ValueError, match=r"generate .Generation\(n_tokens=16.*now .Generation\(n_tokens=17"):
         sweep(model, [record], {"any": any_edit}, **given | {"generate": Generation(n_tokens=17)})
     with pytest.raises(ValueError, match="no record has generation_prompts"):
         sweep(model, RECORDS, {"any": any_edit}, generate=generate, **SETTINGS)

@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from tl_edit import attach
 from tl_edit.blocks.base import TOUCHED, Block, Blocks, CannotCallBlocksError, OrdinaryPass, Past, Touch, tolerance
-from tl_edit.blocks.packed import PackedBlocks
-from tl_edit.blocks.ragged import Layout, RaggedBlocks
+from tl_edit.blocks.packed import PackedBlocks, check_common
+from tl_edit.blocks.ragged import Layout, RaggedBlocks, Tails
 from tl_edit.blocks.recorded import RecordedBlocks
+from tl_edit.blocks.tree import Forest, TreeBlocks, forests
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
 
@@ -26,13 +27,18 @@ __all__ = [
     "Block",
     "Blocks",
     "CannotCallBlocksError",
+    "Forest",
     "Layout",
     "OrdinaryPass",
     "PackedBlocks",
     "Past",
     "RaggedBlocks",
+    "Tails",
     "Touch",
+    "TreeBlocks",
     "blocks_of",
+    "check_common",
+    "forests",
     "tolerance",
     "why_not",
 ]

@@ -53,28 +53,9 @@ class PackedBlocks(Blocks):
     dim = 2
 
     def __init__(self, model: Model, ordinary: OrdinaryPass) -> None:
-        """Check that the blocks are of the common kinds.
-
-        Raises:
-            CannotCallBlocksError: naming what is unusual.
-        """
+        """See `check_common`."""
         super().__init__(model, ordinary)
-        if host.interface(model) != "HookedTransformer":
-            raise CannotCallBlocksError("not a HookedTransformer")
-        stranger = replaced_module(model)
-        if stranger is not None:
-            raise CannotCallBlocksError(f"{stranger} is not TransformerLens' own")
-        cfg = model.cfg
-        unusual = [name for name in _UNUSUAL if getattr(cfg, name, None)]
-        if cfg.positional_embedding_type not in ("standard", "rotary"):
-            unusual.append(f"positions: {cfg.positional_embedding_type}")
-        if cfg.original_architecture in _POST_NORM or cfg.attn_only:
-            unusual.append(str(cfg.original_architecture))
-        if cfg.n_devices > 1 or cfg.dtype not in (torch.float32, torch.float64):
-            unusual.append(f"{cfg.dtype} on {cfg.n_devices} devices")
-        unusual += {type(block.mlp).__name__ for block in model.blocks} - {"MLP", "GatedMLP"}
-        if unusual:
-            raise CannotCallBlocksError(f"no packed form for {', '.join(unusual)}")
+        check_common(model)
 
     @contextmanager
     def layer(
@@ -85,9 +66,37 @@ class PackedBlocks(Blocks):
 
     def unembed(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """See `Blocks.unembed`."""
-        model: Any = self.model
-        normed = resid if model.cfg.normalization_type is None else _norm(model.ln_final)(resid)
-        return logits_of(model, normed)
+        return unembed(self.model, resid)
+
+
+def unembed(model: Any, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a HookedTransformer's residual stream after the last block."""
+    return logits_of(model, resid if model.cfg.normalization_type is None else _norm(model.ln_final)(resid))
+
+
+def check_common(model: Model) -> None:
+    """Check that a model is a HookedTransformer whose blocks are of the common kinds.
+
+    Raises:
+        CannotCallBlocksError: naming what is unusual.
+    """
+    if host.interface(model) != "HookedTransformer":
+        raise CannotCallBlocksError("not a HookedTransformer")
+    stranger = replaced_module(model)
+    if stranger is not None:
+        raise CannotCallBlocksError(f"{stranger} is not TransformerLens' own")
+    cfg = model.cfg
+    unusual = [name for name in _UNUSUAL if getattr(cfg, name, None)]
+    if cfg.positional_embedding_type not in ("standard", "rotary"):
+        unusual.append(f"positions: {cfg.positional_embedding_type}")
+    if cfg.original_architecture in _POST_NORM:
+        unusual.append(str(cfg.original_architecture))
+    if cfg.n_devices > 1 or cfg.dtype not in (torch.float32, torch.float64):
+        unusual.append(f"{cfg.dtype} on {cfg.n_devices} devices")
+    mlps = [block._modules.get("mlp") for block in model.blocks]
+    unusual += {"no MLP" if mlp is None else type(mlp).__name__ for mlp in mlps} - {"MLP", "GatedMLP"}
+    if unusual:
+        raise CannotCallBlocksError(f"no packed form for {', '.join(unusual)}")
 
 
 class PackedBlock:
@@ -144,7 +153,7 @@ class _Attention:
         keys, values = past.append(key.transpose(1, 2), value.transpose(1, 2))
         query = (query if last is None else query[:, -last:]).transpose(1, 2)
         there = torch.arange(keys.shape[2], device=query.device)
-        mixed = self.mix(query, keys, values, self.seen(there[-query.shape[2] :, None], there))
+        mixed = self.mix(query, keys, values, looks_back(there[-query.shape[2] :, None], there, self.window))
         return self.leave(rearrange(mixed, "b head pos h -> b pos (head h)"))
 
     def project(self, normed: Tensor) -> list[Tensor]:
@@ -157,11 +166,6 @@ class _Attention:
             query = self.attn._apply_qk_norm(query, self.attn.q_norm)
             key = self.attn._apply_qk_norm(key, self.attn.k_norm)
         return [query, key, value]
-
-    def seen(self, here: Tensor, there: Tensor) -> Tensor:
-        """Whether attention at the positions ``here`` sees those ``there``."""
-        seen = there <= here
-        return seen if self.window is None else seen & (there > here - self.window)
 
     def leave(self, mixed: Tensor) -> Tensor:
         """The output of attention, of [... head * d_head]."""
@@ -177,6 +181,12 @@ class _Attention:
             return functional.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=self.scale)
         scores = self.cap * torch.tanh(query @ keys.transpose(-1, -2) * (self.scale / self.cap))
         return torch.softmax(scores.masked_fill(~seen, -torch.inf), dim=-1) @ values
+
+
+def looks_back(here: Tensor, there: Tensor, window: int | None) -> Tensor:
+    """Whether causal attention at the positions ``here`` sees those ``there``; local attention has a ``window``."""
+    seen = there <= here
+    return seen if window is None else seen & (there > here - window)
 
 
 def _norm(module: Any) -> Function:

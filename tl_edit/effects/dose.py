@@ -202,13 +202,13 @@ def dose_response(
     made = host.provenance(model, prepend_bos=bos)
     with forward.memory_advice(operation, "batch_size", batch_size):
         evaluations = [
-            Evaluation(scores=sheet.scores(each, batch_size), provenance=made)
+            Evaluation(scores=sheet.scores(each, batch_size), provenance=made, engine=sheet.engine)
             for each in tqdm(hooks, desc="evaluating scales", disable=not progress)
         ]
         sums = _Sums(len(numbers))
         # Hooks of the user's may count from the end, where padding would be.
         one_length = attach.foreign_hook(model) is not None
-        chunks = list(tokens.chunks([len(row) for row in rows], batch_size, one_length=one_length))
+        chunks = list(forward.batches(model, [len(row) for row in rows], batch_size, one_length=one_length))
         for chunk in tqdm(chunks, desc="reading texts", disable=not progress):
             sums.add(model, tokens.pad(model, [rows[i] for i in chunk]), hooks)
     return DoseResponse(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from tl_edit.data import EditRecord
+from tl_edit.evaluate.asking import Asker
 from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.scores import RecordScores
 from tl_edit.evaluate.sheet import Distributions, Sheet
@@ -51,6 +52,7 @@ class Judge:
         self.operation, self.generate = operation, generate
         self.model, self.bos, self.batch_size = model, prepend_bos, batch_size
         self.distracted, self.kl, self.texts = distracted, kl, texts
+        self._asker = Asker(model)
         self._nll_before = self._nlls(())[1] if texts else ()
 
     def prepare(self, records: Sequence[EditRecord]) -> Asked:
@@ -59,7 +61,7 @@ class Judge:
         Raises:
             ValueError: If a prompt or an object cannot be tokenised, or texts to be generated do not fit.
         """
-        sheet = Sheet(self.model, records, self.bos, distracted=self.distracted)
+        sheet = Sheet(self.model, records, self.bos, distracted=self.distracted, asker=self._asker)
         writing = Writing(self.model, records, self.generate, self.operation, prepend_bos=self.bos)
         return Asked(sheet, writing, sheet.distributions(self.batch_size) if self.kl else None)
 
@@ -75,6 +77,11 @@ class Judge:
             return ()
         n_tokens, after = self._nlls(hooks)
         return (Drift(n_tokens=n_tokens, nll_before=self._nll_before, nll_after=after),)
+
+    @property
+    def engine(self) -> str:
+        """How questions were asked last; see `Evaluation.engine`."""
+        return self._asker.engine
 
     def portions(self, records: Sequence[EditRecord]) -> Iterator[Sequence[EditRecord]]:
         """Records in portions whose unedited distributions fit into memory together."""

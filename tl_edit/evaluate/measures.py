@@ -89,7 +89,8 @@ def show_metric(key: str, metric: Metric | None, *, digits: int = 1, half_width:
         return "–"
     measure = MEASURES[key]
     digits = digits if measure.scale > 1 else digits + 2
-    value, error = measure.scale * metric.mean, measure.scale * metric.standard_error
+    # Plus zero, since a tiny negative number rounds to -0.
+    value, error = round(measure.scale * metric.mean, digits) + 0.0, measure.scale * metric.standard_error
     if math.isnan(error):
         return f"{value:.{digits}f}"
     return (

@@ -1,7 +1,7 @@
 """Prompts with one answer each, and what a model thinks of them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 from tl_edit import forward, tokens
 from tl_edit.attach import foreign_hook
 from tl_edit.host import Model, NamedHook
+
+READ_AT_ONCE = 256
+"""Places whose probabilities are in memory at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,20 +56,6 @@ class Opinion:
     following: Float[Tensor, " d_vocab"] | None = None
     """Log-probabilities of the token after the prompt, on the CPU, where they were asked for."""
 
-    @classmethod
-    def of(
-        cls, log_probs: Float[Tensor, "target d_vocab"], target: Int[Tensor, " target"], *, whole: bool = False
-    ) -> "Opinion":
-        """Of the log-probabilities at the answer's places."""
-        likeliest = log_probs.argmax(dim=-1).cpu()
-        there = log_probs.gather(-1, target.to(log_probs.device)[:, None])[:, 0]
-        return cls(
-            log_probs=tuple(map(float, there.cpu())),
-            hits=tuple(map(bool, likeliest == target)),
-            predicted=int(likeliest[0]),
-            following=log_probs[0].cpu() if whole else None,
-        )
-
     @property
     def prob(self) -> float:
         """Of the answer: geometric mean over its tokens, as published."""
@@ -76,6 +65,59 @@ class Opinion:
     def says(self) -> bool:
         """Whether each of the answer's tokens is the likeliest."""
         return all(self.hits)
+
+
+class Reading:
+    """Where the answers of some questions are predicted: each place once, however many questions read it."""
+
+    def __init__(self, questions: Sequence[Question], paths: Sequence[Sequence[int]]) -> None:
+        """``paths``: of each question, the places of the tokens of its row; there may be more behind them."""
+        index: dict[int, int] = {}
+        ends = [(len(question.before) - 1, len(question.row)) for question in questions]
+        self._asked = [
+            [index.setdefault(place, len(index)) for place in path[start:stop]]
+            for path, (start, stop) in zip(paths, ends, strict=True)
+        ]
+        self._targets = [question.target for question in questions]
+        self.places = list(index)
+
+    def opinions(
+        self, model: Model, logits: Callable[[slice], Float[Tensor, "read d_vocab"]], whole: Sequence[bool]
+    ) -> list[Opinion]:
+        """What the model thinks of each question.
+
+        Args:
+            model: The model that is asked.
+            logits: Gives those of a slice of ``places``.
+            whole: Of which questions to keep the distribution after the prompt.
+
+        Raises:
+            ValueError: If a probability is not a number.
+        """
+        place = torch.tensor([place for places in self._asked for place in places])
+        token = torch.cat(self._targets)
+        likeliest = torch.empty(len(self.places), dtype=torch.long)
+        said = torch.empty(len(place), dtype=torch.float64)
+        following: dict[int, Tensor] = {}
+        for start in range(0, len(self.places), READ_AT_ONCE):
+            log_probs = forward.log_probs(model, logits(slice(start, start + READ_AT_ONCE)))
+            stop = start + len(log_probs)
+            likeliest[start:stop] = log_probs.argmax(dim=-1).cpu()
+            here = ((place >= start) & (place < stop)).nonzero()[:, 0]
+            where = (each[here].to(log_probs.device) for each in (place - start, token))
+            said[here] = log_probs[tuple(where)].cpu().double()
+            for i, places in enumerate(self._asked):
+                if whole[i] and start <= places[0] < stop:
+                    following[i] = log_probs[places[0] - start].to("cpu", copy=True)
+        hits = likeliest[place] == token
+        found: list[Opinion] = []
+        start = 0
+        for i, places in enumerate(self._asked):
+            own = slice(start, start + len(places))
+            log_probs, right = tuple(map(float, said[own])), tuple(map(bool, hits[own]))
+            found.append(Opinion(log_probs, right, int(likeliest[places[0]]), following.get(i)))
+            start += len(places)
+        return found
 
 
 @torch.no_grad()
@@ -91,19 +133,17 @@ def opinions(
         whole: Of which to keep the distribution after the prompt; None for none.
     """
     batch = tokens.pad(model, [question.row for question in questions])
-    logits = forward.logits(model, batch, hooks)
-    found: list[Opinion] = []
-    for i, question in enumerate(questions):
-        start = len(question.before) - 1
-        log_probs = forward.log_probs(model, logits[i, start : start + len(question.target)])
-        found.append(Opinion.of(log_probs, question.target, whole=whole is not None and whole[i]))
-    return found
+    width = batch.tokens.shape[1]
+    reading = Reading(questions, [range(i * width, (i + 1) * width) for i in range(len(questions))])
+    logits = forward.logits(model, batch, hooks).flatten(0, 1)[reading.places]
+    return reading.opinions(model, lambda part: logits[part], whole or [False] * len(questions))
 
 
 def batches(model: Model, questions: Sequence[Question], size: int, *, unpadded: bool = False) -> Iterable[list[int]]:
-    """Which questions run together: where the model carries hooks of the user's, those of one length.
+    """Which questions run together: at most ``size``, and no more than there is room for the logits of.
 
-    A hook may count positions from the end, where padding would be.
+    Where the model carries hooks of the user's, they are of one length: a hook may count positions from the end, where
+    padding would be.
     """
     lengths = [len(question.row) for question in questions]
-    return tokens.chunks(lengths, size, one_length=unpadded or foreign_hook(model) is not None)
+    return forward.batches(model, lengths, size, one_length=unpadded or foreign_hook(model) is not None)

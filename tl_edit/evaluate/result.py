@@ -60,16 +60,21 @@ class Evaluation:
     """The model and how it was asked; None for scores made by hand, and for joined ones that differ in it."""
     drifts: tuple[Drift, ...] = ()
     """How the given texts fare, once for each evaluation that was joined."""
+    engine: str = ""
+    """How the questions were asked: "trees", which compute once what prompts begin with alike, or "rows" and why; empty
+    where parts differ."""
 
     @classmethod
     def of(cls, parts: "Iterable[Evaluation]") -> "Evaluation":
         """Several evaluations as one, e.g. of edits that were made one at a time."""
         listed = list(parts)
         first = listed[0].provenance if listed else None
+        engines = {part.engine for part in listed}
         return cls(
             scores=tuple(score for part in listed for score in part.scores),
             provenance=first if all(part.provenance == first for part in listed) else None,
             drifts=tuple(drift for part in listed for drift in part.drifts),
+            engine=engines.pop() if len(engines) == 1 else "",
         )
 
     # --- metrics by group ------------------------------------------------------------------------------
@@ -242,6 +247,7 @@ class Evaluation:
             "provenance": None if self.provenance is None else asdict(self.provenance),
             "scores": [{"record": asdict(each.record), **plain_scores(each)} for each in self.scores],
             "drifts": [asdict(drift) for drift in self.drifts],
+            "engine": self.engine,
         }
         archive.write(path, _KIND, {}, plain)
 
@@ -258,6 +264,7 @@ class Evaluation:
             scores=tuple(read_scores(read_record(each.pop("record")), each) for each in plain["scores"]),
             provenance=None if made is None else Provenance(**made),
             drifts=tuple(Drift(**{name: tuple(value) for name, value in drift.items()}) for drift in plain["drifts"]),
+            engine=plain.get("engine", ""),
         )
 
     def __repr__(self) -> str:

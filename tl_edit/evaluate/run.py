@@ -52,7 +52,9 @@ def evaluate(
             (RS), e.g. ``Generation(tfidf=TfIdf.load(folder))``; None for none, as it takes long.
         prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
             computed the other way.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass, fewer where their logits would fill memory. What prompts begin with alike is
+            computed once where the model allows, see `Evaluation.engine`; then it bounds the tokens of a pass, to those
+            of so many of the longest rows.
 
     Raises:
         ValueError: For no records, targets that cannot be tokenised, hooks that are no pairs or have an unknown name,
@@ -106,7 +108,8 @@ def evaluate(
             scores += judge.scores(ready_to_ask, ready)
             if portion is portions[-1]:
                 drifts = judge.drifts(ready)
-    return Evaluation(scores=tuple(scores), provenance=host.provenance(model, prepend_bos=bos), drifts=drifts)
+    made = host.provenance(model, prepend_bos=bos)
+    return Evaluation(scores=tuple(scores), provenance=made, drifts=drifts, engine=judge.engine)
 
 
 def _check_comparable(kl: bool, edit: Edit | None, hooks: Sequence[NamedHook], *, applied: bool) -> None:

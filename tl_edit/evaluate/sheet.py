@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.data import EditRecord
-from tl_edit.evaluate.questions import Opinion, Question, batches, opinions
+from tl_edit.evaluate.asking import Asker
+from tl_edit.evaluate.questions import Opinion, Question
 from tl_edit.evaluate.scores import FactScore, PromptScore, RecordScores
 from tl_edit.host import Model, NamedHook
 
@@ -15,12 +16,26 @@ Distributions = dict[int, Float[Tensor, " d_vocab"]]
 
 
 class Sheet:
-    """All questions of some records, tokenised once, to be asked once or several times."""
+    """All questions of some records, tokenised once, to be asked once or several times; see `Asker`."""
 
     def __init__(
-        self, model: Model, records: Sequence[EditRecord], prepend_bos: bool, *, distracted: bool = False
+        self,
+        model: Model,
+        records: Sequence[EditRecord],
+        prepend_bos: bool,
+        *,
+        distracted: bool = False,
+        asker: Asker | None = None,
     ) -> None:
-        """``distracted``: whether to ask the neighborhood's prompts behind the edited statement, too (CounterFact+)."""
+        """Tokenise the questions.
+
+        Args:
+            model: A HookedTransformer or TransformerBridge.
+            records: What to ask.
+            prepend_bos: Whether prompts begin with a BOS.
+            distracted: Whether to ask the neighborhood's prompts behind the edited statement, too (CounterFact+).
+            asker: Who asks, if that one has asked the model before and knows how; None for a new one.
+        """
         self.model, self.records, self.distracted = model, records, distracted
         self.questions: list[Question] = []
         self.compared: list[int] = []
@@ -30,6 +45,12 @@ class Sheet:
                 if group in ("neighborhood", "distracted"):
                     self.compared.append(len(self.questions))
                 self.questions += [Question.of(model, prompt, answer, prepend_bos=prepend_bos) for answer in answers]
+        self._asker = Asker(model) if asker is None else asker
+
+    @property
+    def engine(self) -> str:
+        """How the questions were asked last; empty before."""
+        return self._asker.engine
 
     def distributions(self, batch_size: int) -> Distributions:
         """What the model says next after the prompts that are compared."""
@@ -64,14 +85,8 @@ class Sheet:
     ) -> dict[int, Opinion]:
         """Opinions by the number of the question; with ``whole``, those that are compared have the distribution."""
         compared = set(self.compared) if whole else set[int]()
-        found: dict[int, Opinion] = {}
-        for chunk in batches(self.model, [self.questions[i] for i in wanted], batch_size, unpadded=unpadded):
-            numbers = [wanted[i] for i in chunk]
-            asked = [self.questions[i] for i in numbers]
-            found |= zip(
-                numbers, opinions(self.model, asked, hooks, whole=[i in compared for i in numbers]), strict=True
-            )
-        return found
+        asked = {i: self.questions[i] for i in wanted}
+        return self._asker(asked, hooks, batch_size=batch_size, unpadded=unpadded, whole=compared)
 
     def _collect(self, record: EditRecord, answered: Iterator[tuple[Opinion, float | None]]) -> RecordScores:
         """Take the opinions on the record's questions off the iterator and put them in their groups."""

@@ -9,6 +9,7 @@ import torch
 
 from tl_edit import forward, tokens
 from tl_edit.attach import foreign_hook
+from tl_edit.evaluate.questions import READ_AT_ONCE
 from tl_edit.host import Model, NamedHook
 
 
@@ -80,7 +81,7 @@ def nlls(
         texts: Cut at the model's context.
         hooks: Attached during the passes.
         prepend_bos: Whether a BOS comes before; then all tokens of the text are predicted, otherwise all but the first.
-        batch_size: Rows per forward pass.
+        batch_size: Rows per forward pass, fewer where their logits do not fit into memory well.
         max_tokens: Of each text take so many, as the published programs do.
         unpadded: Whether rows of a batch must be of one length.
 
@@ -100,12 +101,14 @@ def nlls(
     # Rows of like length together: less padding.
     order = sorted(range(len(rows)), key=lambda i: lengths[i])
     one_length = unpadded or foreign_hook(model) is not None
-    for chunk in tokens.chunks([lengths[i] for i in order], batch_size, one_length=one_length):
+    for chunk in forward.batches(model, [lengths[i] for i in order], batch_size, one_length=one_length):
         numbers = [order[i] for i in chunk]
         batch = tokens.pad(model, [rows[i] for i in numbers])
         logits = forward.logits(model, batch, hooks)
         for place, i in enumerate(numbers):
-            log_probs = forward.log_probs(model, logits[place, : lengths[i] - 1])
-            said = log_probs.gather(-1, rows[i][1:, None].to(log_probs.device))
-            found[i] = -float(said.double().sum())
+            for first in range(0, lengths[i] - 1, READ_AT_ONCE):
+                part = slice(first, min(first + READ_AT_ONCE, lengths[i] - 1))
+                log_probs = forward.log_probs(model, logits[place, part])
+                said = log_probs.gather(-1, batch.tokens[place, 1:][part, None].to(log_probs.device))
+                found[i] -= float(said.cpu().double().sum())
     return tuple(length - 1 for length in lengths), tuple(found)

@@ -19,9 +19,9 @@ from tl_edit.blocks import (
     TOUCHED,
     Blocks,
     CannotCallBlocksError,
-    Layout,
     PackedBlocks,
     RaggedBlocks,
+    Tails,
     Touch,
     blocks_of,
     tolerance,
@@ -165,7 +165,7 @@ class TailEngine(Engine):
 class _Packed:
     """A piece as `RaggedTail` runs it."""
 
-    layout: Layout
+    layout: Tails
     states: Float[Tensor, "n d_model"]
     pasts: list[Past]
     reads: Int[Tensor, " read"]
@@ -180,7 +180,7 @@ class RaggedTail(TailEngine):
         """See `TailEngine.prepare`."""
         if not isinstance(self.blocks, PackedBlocks):
             raise CannotCallBlocksError("its blocks are not packed")
-        self.ragged = RaggedBlocks(self.blocks, self.first)
+        self.ragged = RaggedBlocks(self.model, self.first)
         self._pieces: dict[tuple[int, ...], list[Piece]] = {}
         self._packed: dict[int, _Packed] = {}
 
@@ -198,7 +198,7 @@ class RaggedTail(TailEngine):
     def _pack(self, piece: Piece) -> _Packed:
         device, chosen = self.resid.device, self.indices(piece)
         sizes = [row.reads[-1] + 1 - row.lookup for row in piece.rows]
-        layout = Layout(piece.lookup.to(device), sizes)
+        layout = Tails(piece.lookup.to(device), sizes)
         longest = max(row.lookup for row in piece.rows)
         pasts = [(keys[chosen, :, :longest], values[chosen, :, :longest]) for keys, values in self.pasts]
         states = self.resid[chosen.to(device)[layout.row], layout.positions]
