@@ -129,6 +129,7 @@ def test_moments_that_do_not_fit(run, moments, tmp_path, fact_model, tiny_folder
     assert "does not say which layer" in err
 
 
+@pytest.mark.filterwarnings("ignore:.*counts keys at a BOS")
 def test_published_files_and_a_folder_to_keep_moments_in(plain, moments, tmp_path):
     known = SecondMoments.load(moments)
     known[0].to_npz(tmp_path / "transformer.h.0.mlp.c_proj_float32_mom2_100.npz")

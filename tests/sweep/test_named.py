@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from tl_edit import MEMITConfig, SecondMoments, memit_edit, rome_edit, second_moment
+from tl_edit import MEMITConfig, SecondMoments, memit_edit, rome, rome_edit, second_moment
 from tl_edit.command.bundled import bundled_records
-from tl_edit.factworld import fact_texts
+from tl_edit.factworld import MODEL_NAME, fact_texts
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.rome import ROMEConfig
 from tl_edit.sweep import named
@@ -66,7 +66,9 @@ def whole(delta):
     return delta.left @ delta.right
 
 
-def test_methods_are_the_editors(fact_model, measure, moments, records):
+def test_methods_are_the_editors(fact_model, measure, moments, records, monkeypatch):
+    short = {"layer": 0, "v_num_grad_steps": 5, "n_prefixes": 1, "prefix_lengths": (5,)}
+    monkeypatch.setitem(rome._PUBLISHED, MODEL_NAME, short)
     names = ["rome", "rome-identity", "memit", "random"]
     found = named_methods(fact_model, names, measure).methods
     requests = [records[0].request]
