@@ -43,7 +43,9 @@ FLOORS = {
     "sweep": 8,
     "factworld": 9,
     "story": 10,
-    "__main__": 11,
+    "reproduce": 10,
+    "command": 11,
+    "__main__": 12,
     "__init__": 9,
 }
 """A file imports only from lower floors (within ``factworld/`` the order is its own)."""

@@ -31,10 +31,26 @@ MAX_COLUMNS = 12
 """Layers that a table shows; of deeper models every second, third, ... is shown."""
 
 
-def top_answers(model: Model, prompt: str, k: int = 5) -> list[tuple[int, float]]:
+def top_answers(model: Model, prompt: str, k: int = 5, *, prepend_bos: bool | None = None) -> list[tuple[int, float]]:
     """The ids of the ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
-    top = forward.next_log_probs(model, prompt).exp().topk(k)
+    top = forward.next_log_probs(model, prompt, prepend_bos=prepend_bos).exp().topk(k)
     return list(zip(map(int, top.indices), map(float, top.values), strict=True))
+
+
+def as_object(model: Model, request: EditRequest, token: int) -> str | None:
+    """The token as a true object; None where it is none, such as a full stop or the rest of a word.
+
+    As an object it would get the space that stands before objects, and be another token, which the model does
+    not say.
+    """
+    says = model.tokenizer.decode([token]).strip()
+    if says in ("", request.target_new):
+        return None
+    try:
+        target = tokens.target_tokens(model, request.prompt, says)
+    except ValueError:
+        return None
+    return says if target.tolist() == [token] else None
 
 
 class Story:
@@ -87,29 +103,14 @@ class Story:
         table = Table.grid(padding=(0, 2))
         for token, probability in answers:
             table.add_row(
-                Text("  " + _visible(self.model.tokenizer.decode([token]))),
+                Text("  " + visible(self.model.tokenizer.decode([token]))),
                 f"{probability:.3f}",
                 Bar(1.0, 0, probability, width=30),
             )
         self.console.print(table)
         if request.target_true is None:
-            return replace(request, target_true=self._as_object(request, answers[0][0]))
+            return replace(request, target_true=as_object(self.model, request, answers[0][0]))
         return request
-
-    def _as_object(self, request: EditRequest, token: int) -> str | None:
-        """The token as a true object; None where it is none, such as a full stop or the rest of a word.
-
-        As an object it would get the space that stands before objects, and be another token, which the model does
-        not say.
-        """
-        says = self.model.tokenizer.decode([token]).strip()
-        if says in ("", request.target_new):
-            return None
-        try:
-            target = tokens.target_tokens(self.model, request.prompt, says)
-        except ValueError:
-            return None
-        return says if target.tolist() == [token] else None
 
     def measure(self) -> SecondMoment:
         """The second moment, before anything that takes long, since too small a sample ends the story."""
@@ -125,7 +126,7 @@ class Story:
             self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > MAX_COLUMNS
         )
         self.console.print(
-            f"Probability of {_visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
+            f"Probability of {visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
             "noise on the subject's embeddings (*).\n"
             "What restoring one clean state brings back (rows: position, columns: layer):"
         )
@@ -202,7 +203,7 @@ def _weights_hash(model: Model, layer: int) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _visible(token: str) -> str:
+def visible(token: str) -> str:
     """A token as text that shows its line breaks."""
     return token.replace("\n", "↵").strip() or "␣"
 
@@ -212,8 +213,8 @@ def _row(title: str, prompt: str, wanted: str, before: str, after: str, good: bo
         Text(title, style="dim"),
         Text(prompt),
         Text(wanted),
-        Text(_visible(before)),
-        Text(f"{_visible(after)} {'✓' if good else '✗'}", style="green" if good else "red"),
+        Text(visible(before)),
+        Text(f"{visible(after)} {'✓' if good else '✗'}", style="green" if good else "red"),
     ]
 
 
@@ -227,7 +228,7 @@ def _heatmap(trace: CausalTrace) -> Table:
     for position, token in enumerate(trace.str_tokens):
         mark = "*" if start <= position < end else " "
         cells = [_cell(float(effect[layer, position]), trace.total_effect) for layer in shown]
-        table.add_row(Text(f"  {_visible(token)}{mark}"), *cells)
+        table.add_row(Text(f"  {visible(token)}{mark}"), *cells)
     return table
 
 
@@ -244,7 +245,7 @@ def _strongest(trace: CausalTrace) -> Table:
         table.add_row(
             f"  {KIND_WORDS[kind]}",
             f"{effect[early, last]:.3f} in layer {early}",
-            Text(f"{effect[layer, position]:.3f} in layer {layer}, {_visible(trace.str_tokens[position])!r}"),
+            Text(f"{effect[layer, position]:.3f} in layer {layer}, {visible(trace.str_tokens[position])!r}"),
         )
     return table
 
