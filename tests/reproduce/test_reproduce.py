@@ -115,7 +115,7 @@ def test_single_edits(fact_model, measure, tmp_path, monkeypatch):
     assert all(cell.published is None and cell.within is None for row in found.rows for cell in row.cells.values())
     assert any("Nothing is published for tl-edit-fact-model" in note for note in found.notes)
     # What is there is not done again.
-    monkeypatch.setattr(sweep_module._Runner, "_one", None)
+    monkeypatch.setattr(sweep_module._Runner, "_judged", None)
     again = rome_counterfact(fact_model, records, measure, controls=True, folder=tmp_path / "rome", progress=False)
     assert again.rows == found.rows
 
