@@ -1,34 +1,4 @@
-"""The result of an evaluation: scores of every prompt, and the metrics over records.
-
-Names and definitions are those of the ROME and MEMIT papers' programs (Meng et al. 2022, section 3.3). For a
-prompt and its two objects, the new and the true one, the probability of an object is the geometric mean over
-its tokens, ``exp(-nll)`` with ``nll`` the mean negative log-likelihood per token. Per record, then averaged:
-
-======  ============  =========================================================================================
-key     group         meaning
-======  ============  =========================================================================================
-ES, EM  efficacy      over the request's own prompt: rate of p(new) > p(true); mean of p(new) - p(true)
-PS, PM  paraphrase    the same over its paraphrases
-NS, NM  neighborhood  over prompts about other subjects with the same true object: p(true) > p(new); their difference
-S                     the score: harmonic mean of ES, PS and NS
-EA ...  all three     accuracy: rate at which the object that should win is the likeliest of all, token by token
-AS, AM  attribute     over prompts about subjects of which the new object is true: p(new) > p(true); their difference
-NS+...  distracted    neighborhood prompts behind the edited statement (CounterFact+, arXiv 2305.17553)
-KL, KL+               KL divergence of the next token's distribution, edited from unedited, after the prompts of the
-                      neighborhood, bare and distracted, in nats (that paper's program divides it by the vocabulary)
-OF                    rate at which other facts of the subject are still the likeliest answer (its essence)
-UF                    the same of unrelated facts
-ET, PT  token         share of the new object's tokens that are the likeliest behind those before them: zsRE's metric
-UT      accuracy      share of the unrelated answers' tokens (zsRE's specificity); TS: harmonic mean of the three
-GE      texts         generation entropy: how varied generated texts are, in bits (tables show it times 100)
-RS                    reference score: cosine of TF-IDF vectors of generated and reference texts
-EP                    perplexity of texts about the subject (the programs' essence score)
-PPL                   perplexity of the given texts, edited over unedited
-======  ============  =========================================================================================
-
-Success is *not* token accuracy: a model may prefer the new object to the old one and say a third. What cannot be
-measured is absent, not zero: a request without its true object has no ES, a record without paraphrases no PS.
-"""
+"""The result of an evaluation: scores of every prompt, and the metrics over records."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +23,37 @@ _SHOWN = ("S", "ES", "PS", "NS", "NS+", "KL+", "OF", "UF", "TS", "GE", "RS", "PP
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Evaluation:
-    """Scores of every prompt of every record, and the metrics over them."""
+    """Scores of every prompt of every record, and the metrics over them.
+
+    Names and definitions are those of the ROME and MEMIT papers' programs (Meng et al. 2022, section 3.3). For a
+    prompt and its two objects, the new and the true one, the probability of an object is the geometric mean over
+    its tokens, ``exp(-nll)`` with ``nll`` the mean negative log-likelihood per token. Per record, then averaged:
+
+    ======  ============  =========================================================================================
+    key     group         meaning
+    ======  ============  =========================================================================================
+    ES, EM  efficacy      over the request's own prompt: rate of p(new) > p(true); mean of p(new) - p(true)
+    PS, PM  paraphrase    the same over its paraphrases
+    NS, NM  neighborhood  over prompts about other subjects with the same true object: p(true) > p(new); difference
+    S                     the score: harmonic mean of ES, PS and NS
+    EA ...  all three     accuracy: rate at which the object that should win is the likeliest of all, token by token
+    AS, AM  attribute     over prompts about subjects of which the new object is true: p(new) > p(true); difference
+    NS+...  distracted    neighborhood prompts behind the edited statement (CounterFact+, arXiv 2305.17553)
+    KL, KL+               KL divergence of the next token's distribution, edited from unedited, after the prompts of the
+                          neighborhood, bare and distracted, in nats (that paper's program divides it by the vocabulary)
+    OF                    rate at which other facts of the subject are still the likeliest answer (its essence)
+    UF                    the same of unrelated facts
+    ET, PT  token         share of its tokens that are the likeliest behind those before them: zsRE's metric
+    UT      accuracy      share of the unrelated answers' tokens (zsRE's specificity); TS: harmonic mean of the three
+    GE      texts         generation entropy: how varied generated texts are, in bits (tables show it times 100)
+    RS                    reference score: cosine of TF-IDF vectors of generated and reference texts
+    EP                    perplexity of texts about the subject (the programs' essence score)
+    PPL                   perplexity of the given texts, edited over unedited
+    ======  ============  =========================================================================================
+
+    Success is *not* token accuracy: a model may prefer the new object to the old one and say a third. What cannot be
+    measured is absent, not zero: a request without its true object has no ES, a record without paraphrases no PS.
+    """
 
     scores: tuple[RecordScores, ...]
     provenance: Provenance | None = None
