@@ -631,7 +631,7 @@ def test_newer_and_unknown_bridges_are_accepted(monkeypatch, version):
     assert host.interface(TransformerBridge()) == TRANSFORMER_BRIDGE
 
 
-@pytest.mark.skipif(TRANSFORMER_BRIDGE not in tiny_models.interfaces(), reason="there are no bridges")
+@needs_bridge
 def test_a_real_bridge_is_known_without_a_look_at_its_version(monkeypatch):
     monkeypatch.setattr(host, "installed_version", lambda package: pytest.fail("this takes long, and is asked often"))
     assert host.interface(build("gpt2", TRANSFORMER_BRIDGE)) == TRANSFORMER_BRIDGE
