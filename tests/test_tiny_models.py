@@ -92,6 +92,22 @@ def test_hooks_fire_once_with_the_right_width(case):
     assert model.blocks[1].mlp.W_out.shape == (tiny_models.D_MLP, tiny_models.D_MODEL)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_models_are_alike_and_share_nothing(case):
+    first, second = build(case), build(case)
+    weights = [model.state_dict() for model in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+        assert weight.data_ptr() != weights[1][name].data_ptr() or weight.numel() == 0, name
+    ids = [{id(part) for part in (*model.modules(), *model.hook_dict.values())} for model in (first, second)]
+    assert not ids[0] & ids[1]
+    for model in (first, second):
+        assert set(model.hook_dict.values()) <= set(model.modules())
+    assert first.cfg is not second.cfg
+    assert first.tokenizer is not second.tokenizer
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.processed], ids=str)
 def test_processing_changes_the_weights(case):
     raw = build(case.family, case.interface).blocks[1].mlp
@@ -113,7 +129,9 @@ def test_every_parameter_matters(family):
 def test_prompt_and_seed_matter_and_nothing_else(case):
     ids = prompt_ids(case.family)
     state = torch.get_rng_state()
-    first, again, other = build(case), build(case, seed=0), build(case, seed=1)
+    first, other = build(case), build(case, seed=1)
+    tiny_models.loaded_once.cache_clear()
+    again = build(case, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     expected = log_probs(first, ids)
     assert torch.equal(log_probs(again, ids), expected)

@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -45,9 +45,12 @@ OLDEST_BRIDGE = (3, 8)
 class Model(Protocol):
     """What tl_edit uses of a TransformerLens model, of either interface."""
 
-    cfg: Any
-    blocks: Any
-    tokenizer: Any
+    if TYPE_CHECKING:
+        # Who checks at run time whether something is a model can ask its class for methods, but would have to ask
+        # each instance for these.
+        cfg: Any
+        blocks: Any
+        tokenizer: Any
 
     def to_tokens(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens of a string, ``[batch pos]``."""
@@ -96,6 +99,9 @@ def interface(model: Model) -> Interface:
             "expected HookedTransformer or TransformerBridge; load it with "
             "HookedTransformer.from_pretrained(...) or TransformerBridge.boot_transformers(...)."
         )
+    # Bridges have this method since 3.8; to ask for the version each time would take longer than all the rest.
+    if hasattr(type(model), "hook_points"):
+        return "TransformerBridge"
     version = installed_version("transformer-lens")
     digits = re.match(r"(\d+)\.(\d+)", version)
     if digits and (int(digits[1]), int(digits[2])) < OLDEST_BRIDGE:
