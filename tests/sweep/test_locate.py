@@ -84,6 +84,8 @@ def test_shuffled_effects_lose_what_the_layer_tells():
     shuffled = found.correlation(shuffled=True)
     assert abs(shuffled.value) < 0.1
     assert found.correlation(shuffled=True) == shuffled
+    with pytest.raises(ValueError, match="shuffled effects have no means by layer"):
+        found.correlation(among="layers", shuffled=True)
 
 
 def test_explained_variance_by_hand():

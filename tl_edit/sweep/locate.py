@@ -105,10 +105,19 @@ class LocateVsEdit:
                 layer, then the mean over layers: whether facts that a layer matters for are edited better there.
             control: Of edits in random directions.
             shuffled: With the effect of another layer of the same record, drawn at random (mean of ten draws): what
-                there is to see without looking at the edited layer.
+                there is to see without looking at the edited layer. (A little below zero where effects differ by layer,
+                as the edited layer's own is never drawn; for the means by layer this leaves nothing to compare.)
+
+        Raises:
+            ValueError: For another ``among``, a score that no record has, and ``shuffled`` among layers.
         """
         if among not in get_args(Among):
             raise ValueError(f"{OPERATION}: among is {among!r}; expected one of {', '.join(get_args(Among))}.")
+        if shuffled and among == "layers":
+            raise ValueError(
+                f"{OPERATION}: shuffled effects have no means by layer of their own; expected among='cells' or "
+                "'records'; leave shuffled out."
+            )
         scores = self.scores(name, control=control)
         whole = ~scores.isnan().any(dim=1)
         scores, effects = scores[whole], [effect[whole] for effect in (self._shuffled() if shuffled else [self.effect])]
