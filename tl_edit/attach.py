@@ -18,14 +18,19 @@ from tl_edit.host import HookFn, Model, NamedHook, hook_points, mlp_of, model_na
 
 def foreign_hook(model: Model) -> str | None:
     """Where a hook is attached that is not TransformerLens' own; None where there is none."""
+    return next((name for name, _ in foreign_hooks(model)), None)
+
+
+def foreign_hooks(model: Model) -> Generator[tuple[str, int], None, None]:
+    """Where hooks are attached that are not TransformerLens' own, and how many."""
     for root in roots_of(model):
         for name, module in cast(Iterable[tuple[str, nn.Module]], root.named_modules()):
             state = vars(module)
             temporary = [handle for handle in state.get("fwd_hooks", ()) if not handle.is_permanent]
             functions = [*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values()]
-            if temporary or any(not _is_of_the_host(function) for function in functions):
-                return name or "the model itself"
-    return None
+            found = max(len(temporary), sum(not _is_of_the_host(function) for function in functions))
+            if found:
+                yield name or "the model itself", found
 
 
 def _is_of_the_host(function: Any, seen: frozenset[int] = frozenset()) -> bool:

@@ -15,7 +15,7 @@ from tl_edit.memit import settings
 from tl_edit.reproduce import PUBLISHED, Cell, Row, memit_scaling, published_row, rome_counterfact, trace_averages
 from tl_edit.reproduce.compared import cell_of, cells_of, missing_note
 from tl_edit.reproduce.published import TRACED_MEANS, TRACED_PEAKS
-from tl_edit.sweep import run as sweep_module
+from tl_edit.sweep.runner import Runner
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +114,13 @@ def test_single_edits(fact_model, measure, tmp_path, monkeypatch):
     assert rows["ROME"].cells["ES"].ours == 100
     assert all(cell.published is None and cell.within is None for row in found.rows for cell in row.cells.values())
     assert any("Nothing is published for tl-edit-fact-model" in note for note in found.notes)
-    # What is there is not done again.
-    monkeypatch.setattr(sweep_module._Runner, "_judged", None)
+    # What is there is not done again, but for one record with each method.
+    done = []
+    batch = Runner._batch
+    monkeypatch.setattr(Runner, "_batch", lambda self, *given: done.append(given) or batch(self, *given))
     again = rome_counterfact(fact_model, records, measure, controls=True, folder=tmp_path / "rome", progress=False)
     assert again.rows == found.rows
+    assert [names for _, names in done] == [["none"], ["rome"], ["rome-identity"], ["random"]]
 
 
 @pytest.mark.usefixtures("few_steps")

@@ -19,6 +19,7 @@ from tl_edit import (
     Generation,
     MEMITConfig,
     SecondMoments,
+    Sweep,
     applied_edits,
     evaluate,
     memit_edit,
@@ -159,8 +160,11 @@ def test_a_comparison_of_nothing_is_refused(model):
         raise ValueError("never")
 
     found = sweep(model, RECORDS[:1], {"none": no_edit, "never": never}, **SETTINGS)
-    with pytest.raises(ValueError, match="no record that all methods worked on; .*'never': never"):
+    with pytest.raises(ValueError, match=r"no record that all methods worked on; .*'never' \(never\), with methods="):
         found.compare()
+    assert list(found.compare(["none"]).evaluations) == ["none"]
+    with pytest.raises(ValueError, match=r"methods is \['ROME'\]; expected a list of some of none, never"):
+        found.compare(["ROME"])
     with pytest.raises(ValueError, match="no method 'ROME'; expected one of none, never"):
         found.evaluation("ROME")
 
@@ -173,6 +177,20 @@ def test_methods_that_apply_their_edit_are_refused_and_undone(model):
     assert applied_edits(model) == []
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_a_failing_method_applied_is_undone(model, error):
+    """Otherwise all that follows would be measured on the edited model."""
+    before = weights(model)
+
+    def bad(model, requests):
+        any_edit(model, requests).apply(model)
+        raise error("later")
+
+    with pytest.raises(ValueError if error is ValueError else error, match="applied its edit|later"):
+        sweep(model, RECORDS, {"bad": bad}, **SETTINGS)
+    assert same(weights(model), before)
+
+
 def test_methods_that_return_nothing_to_switch_on_are_refused(model):
     with pytest.raises(
         ValueError, match="the method 'bad' returned something of type NoneType; expected something with"
@@ -180,9 +198,11 @@ def test_methods_that_return_nothing_to_switch_on_are_refused(model):
         sweep(model, RECORDS, {"bad": lambda model, requests: None}, **SETTINGS)
 
 
-def test_a_control_of_what_is_no_edit_fails(model):
-    found = sweep(model, RECORDS[:1], {"control": random_direction(no_edit)}, **SETTINGS)
-    assert "expected an Edit, as the control takes its norms" in found.failures[0][2]
+def test_a_control_of_what_is_no_edit_is_refused(model):
+    with pytest.raises(ValueError, match="the control 'control' takes norms and ranks of an Edit"):
+        sweep(model, RECORDS[:1], {"control": random_direction(no_edit)}, **SETTINGS)
+    with pytest.raises(ValueError, match="expected an Edit, as the control takes its norms"):
+        random_direction(no_edit)(model, [RECORDS[0].request])
 
 
 class Leaving:
@@ -196,8 +216,116 @@ class Leaving:
 
 
 def test_methods_that_do_not_restore_the_weights_are_noticed(model):
-    with pytest.raises(ValueError, match="weights are not those from before the sweep"):
+    with pytest.raises(ValueError, match="'bad', or one that ran before it, did not leave the model's weights"):
         sweep(model, RECORDS, {"bad": lambda model, requests: Leaving()}, **SETTINGS)
+
+
+def test_what_was_measured_on_spoiled_weights_is_not_kept(tmp_path):
+    """A method that spoils weights while it computes an edit is noticed by their hash, now and then."""
+    calls = []
+
+    def spoiling(model, requests):
+        calls.append(requests)
+        if len(calls) == 3:
+            model.blocks[0].attn.W_Q.data.mul_(1.001)
+        return any_edit(model, requests)
+
+    model = tiny_models.build("gpt2")
+    if not hasattr(model.blocks[0].attn, "W_Q") or "Bridge" in type(model).__name__:
+        pytest.skip("the name of a weight of HookedTransformer")
+    given = {"folder": tmp_path, **SETTINGS}
+    with pytest.raises(ValueError, match="did not leave the model's weights .*not kept"):
+        sweep(model, RECORDS, {"bad": spoiling, "none": no_edit}, **given)
+    kept = (tmp_path / "results.0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["method"] for line in kept] == ["bad", "none"] * 2, "those of the first two batches"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_hooks_that_a_method_leaves_are_noticed(model, named):
+    class Hooking:
+        @contextmanager
+        def on(self, model):
+            point = model.hook_dict["blocks.1.hook_mlp_out"]
+            point.add_hook(lambda act, hook: act) if named else point.register_forward_hook(lambda *_: None)
+            yield
+
+    with pytest.raises(ValueError, match="the method 'bad' left a hook at .*blocks.1.hook_mlp_out"):
+        sweep(model, RECORDS, {"bad": lambda model, requests: Hooking()}, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (lambda model: None, "the method 'bad' cannot be called with a model and requests"),
+        (rome_edit, "cannot be called with a model and requests .*'moments'"),
+        (lambda model, requests: Leaving, "returned something of type type"),
+        (lambda model, requests: Wrong(lambda: None), "cannot be switched on; .*context manager"),
+        (lambda model, requests: Wrong(lambda model: None), "cannot be switched on; .*of type NoneType"),
+    ],
+)
+def test_methods_that_cannot_be_used_are_refused_by_name(model, method, words):
+    with pytest.raises(ValueError, match=words):
+        sweep(model, RECORDS, {"bad": method}, **SETTINGS)
+
+
+class Wrong:
+    def __init__(self, on):
+        self.on = on
+
+
+@pytest.mark.parametrize("name", ["", " ", "two\nlines"])
+def test_names_that_cannot_stand_in_a_table_are_refused(model, name):
+    with pytest.raises(ValueError, match="expected a name that can stand in a table"):
+        sweep(model, RECORDS, {name: no_edit}, **SETTINGS)
+
+
+def test_failures_are_tried_again(model, tmp_path):
+    broken = True
+
+    def flaky(model, requests):
+        if broken:
+            raise ValueError("a bug")
+        return any_edit(model, requests)
+
+    with pytest.warns(UserWarning, match="the method 'flaky' failed on The Eiffel Tower .*a bug"):
+        first = sweep(model, RECORDS[:2], {"flaky": flaky}, folder=tmp_path, **SETTINGS)
+    assert len(first.failures) == 2
+    broken = False
+    again = sweep(model, RECORDS[:2], {"flaky": flaky}, folder=tmp_path, **SETTINGS)
+    assert again.failures == ()
+    assert Sweep.load(tmp_path).evaluation("flaky").scores == again.evaluation("flaky").scores
+
+
+def test_a_folder_is_read_without_the_model(model, tmp_path):
+    found = sweep(model, RECORDS, METHODS, folder=tmp_path, kl=True, texts="Rome.", **SETTINGS)
+    read = Sweep.load(tmp_path)
+    assert read.batches == found.batches
+    assert read.outcomes == found.outcomes
+    assert read.provenance == found.provenance
+    assert read.to_markdown() == found.to_markdown()
+    with pytest.raises(ValueError, match=r"Sweep.load: .*holds no run that can be read"):
+        Sweep.load(tmp_path / "nothing")
+
+
+def test_an_edit_that_is_applied_is_warned_of(model):
+    edit = make_edit(model, seed=9).apply(model)
+    try:
+        with pytest.warns(UserWarning, match="is part of what is called unedited"):
+            sweep(model, RECORDS[:1], {"none": no_edit}, **SETTINGS)
+    finally:
+        edit.undo(model)
+
+
+def test_edits_computed_with_another_bos_are_warned_of(model):
+    with pytest.warns(UserWarning, match="'any' were computed with a BOS and are evaluated without one"):
+        sweep(model, RECORDS[:1], {"any": any_edit}, progress=False, prepend_bos=False)
+
+
+def test_neighborhoods_that_nobody_has_are_not_measured(model):
+    bare = EditRecord(RECORDS[0].request)
+    for wanted in ({"kl": True}, {"distracted": True}):
+        with pytest.raises(ValueError, match="no record has neighborhood_prompts"):
+            sweep(model, bare, {"none": no_edit}, **wanted, **SETTINGS)
 
 
 METHODS = {
@@ -232,7 +360,7 @@ def test_a_sweep_that_was_stopped_goes_on_with_equal_results(model, tmp_path):
     assert len((tmp_path / "run" / "results.0.jsonl").read_text().splitlines()) == 4 * len(RECORDS)
 
 
-def test_what_is_there_is_not_computed_again(model, tmp_path):
+def test_of_what_is_there_one_result_of_each_method_is_computed_again(model, tmp_path):
     sweep(model, RECORDS, {"any": any_edit}, folder=tmp_path, **SETTINGS)
     calls = []
 
@@ -242,7 +370,7 @@ def test_what_is_there_is_not_computed_again(model, tmp_path):
 
     spy.__module__, spy.__qualname__ = any_edit.__module__, any_edit.__qualname__
     sweep(model, RECORDS, {"any": spy}, folder=tmp_path, **SETTINGS)
-    assert calls == []
+    assert calls == [[RECORDS[-1].request]], "the last"
 
 
 def test_records_and_methods_may_be_added(model, tmp_path):
@@ -295,8 +423,9 @@ def test_other_methods_are_noticed_where_their_name_does_not_tell(model, tmp_pat
 
     sweep(model, RECORDS[:2], {"any": closure}, folder=tmp_path, **SETTINGS)
     scale = 5.0
-    with pytest.raises(ValueError, match=r"results of another 'any': repeated on .* a probability differs"):
-        sweep(model, RECORDS, {"any": closure}, folder=tmp_path, **SETTINGS)
+    for records in (RECORDS, RECORDS[:2]):  # also where all is there
+        with pytest.raises(ValueError, match=r"results of another 'any': repeated on .* a probability differs"):
+            sweep(model, records, {"any": closure}, folder=tmp_path, **SETTINGS)
 
 
 def test_folders_with_something_else_are_refused(model, tmp_path):

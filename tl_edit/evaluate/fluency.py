@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_edit.digest import digest
 from tl_edit.evaluate.scores import mean
 from tl_edit.extras import extra
 
@@ -136,6 +137,12 @@ class TfIdf:
         # The vectors have length 1, or 0.
         rows = self.vectorizer.transform([first, second])
         return min(1.0, float(rows[0].multiply(rows[1]).sum()))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the words and their weights."""
+        words = sorted(self.vectorizer.vocabulary_.items())
+        return digest([json.dumps([[word, int(i)] for word, i in words]), self.vectorizer.idf_.tobytes().hex()], size=8)
 
     def __repr__(self) -> str:
         return f"TfIdf({len(self.vectorizer.idf_)} words)"

@@ -26,6 +26,20 @@ class Asked:
     before: Distributions | None
 
 
+def check_neighborhood(records: Sequence[EditRecord], operation: str, *, distracted: bool, kl: bool) -> None:
+    """Refuse to measure what no record has prompts for.
+
+    Raises:
+        ValueError: If no record has neighborhood prompts.
+    """
+    if (distracted or kl) and not any(record.neighborhood_prompts for record in records):
+        raise ValueError(
+            f"{operation}: {'distracted' if distracted else 'kl'}=True is about the neighborhood, but no record has "
+            "neighborhood_prompts; expected prompts about other subjects with the same true object; add some, or leave "
+            "it out."
+        )
+
+
 class Judge:
     """Judges records on a model; it is made, and records are prepared, while the model is unedited."""
 

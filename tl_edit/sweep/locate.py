@@ -386,6 +386,7 @@ def _correlated(effect: Float[Tensor, "record layer"], scores: Float[Tensor, "re
 
 def _r_squared(design: Float[Tensor, "cell term"], y: Float[Tensor, " cell"]) -> float:
     """Share of the variance that a linear regression explains; NaN where there is none."""
-    total = float((y - y.mean()).square().sum())
+    # Of equal scores rounding leaves something.
+    total = float((y - y.mean()).square().sum()) if float(y.max() - y.min()) > 1e-12 * float(y.abs().max()) else 0.0
     residual: Tensor = y - design @ cast(Tensor, torch.linalg.pinv(design) @ y)
     return 1 - float(residual.square().sum()) / total if total > 0 else math.nan

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tl_edit.digest import digest
 from tl_edit.edit import Edit, LowRank
+from tl_edit.evaluate import TfIdf
 from tl_edit.host import Model
 from tl_edit.moment import SecondMoment
 from tl_edit.request import EditRequest
@@ -119,6 +120,15 @@ def describe(value: object) -> str:
         return f"{value!r} {digest([value.matrix], size=4)}"
     if isinstance(value, Tensor):
         return f"tensor {digest([value], size=4)}"
+    if isinstance(value, Edit):
+        return f"{value!r} {value.fingerprint}"
+    if isinstance(value, TfIdf):
+        return f"{value!r} {value.fingerprint}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(describe(each) for each in cast(set[object], value))) + "}"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = (f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value))
+        return f"{type(value).__qualname__}({', '.join(parts)})"
     if isinstance(value, Mapping):
         several = cast(Mapping[object, object], value)
         return "{" + ", ".join(f"{key!r}: {describe(several[key])}" for key in several) + "}"
@@ -127,6 +137,10 @@ def describe(value: object) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         function = cast(Any, value)
         return f"{function.__module__}.{function.__qualname__}"
-    plain = value is None or isinstance(value, str | int | float | bool) or is_dataclass(value)
-    # An address would differ in the next run.
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value)) if plain else type(value).__qualname__
+    if callable(value):
+        return f"{type(value).__qualname__}({describe(vars(value)) if hasattr(value, '__dict__') else ''})"
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        array = cast(Any, value)
+        return f"{array.dtype} {array.shape} {digest([array.tobytes().hex()], size=4)}"
+    # Numbers, texts, ranges, paths show what they are; an address would differ in the next run.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

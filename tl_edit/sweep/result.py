@@ -1,14 +1,18 @@
 """The result of a sweep: evaluations by method, and what failed."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tl_edit import show
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Comparison, Drift, Evaluation, RecordScores, compare
 from tl_edit.evaluate.measures import metrics_html
+from tl_edit.evaluate.plain import read_record, read_scores
 from tl_edit.host import Provenance
+from tl_edit.sweep.folder import read_results, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,22 @@ class Outcome:
     seconds: float = 0.0
     """For the edit and its evaluation."""
 
+    @classmethod
+    def of(cls, records: Sequence[EditRecord], line: Mapping[str, Any]) -> "Outcome":
+        """From JSON's own values, as they are kept in a folder."""
+        if "failed" in line:
+            return cls(failed=line["failed"], seconds=line["seconds"])
+        norms = line.get("norms")
+        return cls(
+            scores=tuple(read_scores(record, plain) for record, plain in zip(records, line["scores"], strict=True)),
+            drifts=tuple(
+                Drift(**{name: tuple(value) for name, value in drift.items()}) for drift in line.get("drifts", ())
+            ),
+            norms=None if norms is None else {int(layer): norm for layer, norm in norms.items()},
+            diagnostics=line.get("diagnostics"),
+            seconds=line["seconds"],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Sweep:
@@ -37,6 +57,27 @@ class Sweep:
     outcomes: Mapping[str, tuple[Outcome, ...]]
     """One for each batch, by the method's name."""
     provenance: Provenance
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Sweep":
+        """What `sweep` kept in a folder, without the model; what was not done yet counts as failed.
+
+        Raises:
+            ValueError: If the folder holds no run.
+        """
+        path = Path(folder).expanduser()
+        run, records = read_run(path)
+        lines = read_results(path)
+        batches = {key: tuple(read_record(record) for record in several) for key, several in records.items()}
+        missing = {"failed": "not done yet", "seconds": 0.0}
+        return cls(
+            batches=tuple(batches.values()),
+            outcomes={
+                name: tuple(Outcome.of(batch, lines.get((name, key), missing)) for key, batch in batches.items())
+                for name in run["methods"]
+            },
+            provenance=Provenance(**run["provenance"]),
+        )
 
     @property
     def records(self) -> tuple[EditRecord, ...]:
@@ -64,22 +105,38 @@ class Sweep:
             raise ValueError(f"Sweep: no method {method!r}; expected one of {', '.join(self.outcomes)}.")
         return self._evaluation(method, range(len(self.batches)))
 
-    def compare(self) -> Comparison:
-        """All methods side by side, over the records that none of them failed on.
+    def compare(self, methods: Sequence[str] | None = None) -> Comparison:
+        """Methods side by side, over the records that none of them failed on.
+
+        Args:
+            methods: Some of them, by name; None for all.
 
         Raises:
-            ValueError: If there are no such records.
+            ValueError: If there are no such records, or methods.
+
+        Warns:
+            UserWarning: Of records that are left out because a method failed on them.
         """
-        common = [
-            i for i in range(len(self.batches)) if all(several[i].failed is None for several in self.outcomes.values())
-        ]
+        names = list(self.outcomes) if methods is None else list(methods)
+        if isinstance(methods, str) or not names or not set(names) <= set(self.outcomes):
+            raise ValueError(
+                f"Sweep.compare: methods is {methods!r}; expected a list of some of {', '.join(self.outcomes)}."
+            )
+        common = [i for i in range(len(self.batches)) if all(self.outcomes[name][i].failed is None for name in names)]
+        failed = [(name, why) for name, _, why in self.failures if name in names]
         if not common:
-            name, _, why = self.failures[0]
             raise ValueError(
                 f"Sweep.compare: there is no record that all methods worked on; expected one; leave out the one that "
-                f"fails, {name!r}: {why}"
+                f"fails, {failed[0][0]!r} ({failed[0][1]}), with methods=[...]."
             )
-        return compare({name: self._evaluation(name, common) for name in self.outcomes})
+        n, total = sum(len(self.batches[i]) for i in common), len(self.records)
+        if n < total:
+            warnings.warn(
+                f"Sweep.compare: {total - n} of {total} records are left out, as a method failed on them, e.g. "
+                f"{failed[0][0]!r}: {failed[0][1]}",
+                stacklevel=2,
+            )
+        return compare({name: self._evaluation(name, common) for name in names})
 
     def _evaluation(self, method: str, batches: Sequence[int]) -> Evaluation:
         chosen = [self.outcomes[method][i] for i in batches]
@@ -130,4 +187,5 @@ class Sweep:
         return f"Sweep({len(self.records)} records{lost}: {', '.join(self.outcomes)})"
 
     def _repr_html_(self) -> str:
-        return metrics_html({name: self.evaluation(name).metrics() for name in self.outcomes}, repr(self))
+        done = {name: self.evaluation(name) for name in self.outcomes}
+        return metrics_html({name: each.metrics() for name, each in done.items() if each.scores}, repr(self))

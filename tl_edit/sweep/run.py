@@ -1,32 +1,27 @@
 """`sweep`: edit, evaluate and restore, record after record, method after method."""
 
 import json
-import math
-import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
-
-from tqdm.auto import tqdm
+from typing import cast
 
 from tl_edit import attach, host, tokens
 from tl_edit.data import EditRecord, as_records
 from tl_edit.digest import digest
-from tl_edit.edit import Edit
 from tl_edit.edit.edit import edits_on
 from tl_edit.evaluate.generation import Generation
-from tl_edit.evaluate.judge import Asked, Judge
-from tl_edit.evaluate.plain import plain_scores, read_scores
-from tl_edit.evaluate.texts import Drift, as_texts
+from tl_edit.evaluate.judge import Judge, check_neighborhood
+from tl_edit.evaluate.texts import as_texts
 from tl_edit.evaluate.writing import check_generate
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
-from tl_edit.processes import Processes, processes
-from tl_edit.request import EditRequest
+from tl_edit.processes import processes
 from tl_edit.sweep.folder import OPERATION, SweepFolder
-from tl_edit.sweep.methods import Derived, Method, Switchable, describe
-from tl_edit.sweep.result import Outcome, Sweep
+from tl_edit.sweep.methods import Method, describe
+from tl_edit.sweep.result import Sweep
+from tl_edit.sweep.runner import Runner, check_signature
 
 
 def sweep(
@@ -54,7 +49,8 @@ def sweep(
             `random_direction(method)`, or a function of your own. It must not remember earlier calls.
         batch: Records that are edited together: 1 for single edits; mass-editing methods take more.
         folder: Where results go as they come, as lines of JSON. A run that was stopped goes on from there, with equal
-            results; records and methods may be added. Needed with several processes (``accelerate launch``), which
+            results (one of each method is computed again and compared); records and methods may be added. `Sweep.load`
+            reads it. Needed with several processes (``accelerate launch``), which
             share the batches.
         distracted: As for `evaluate`.
         kl: As for `evaluate`.
@@ -65,8 +61,9 @@ def sweep(
         progress: Whether to show a bar.
 
     Returns:
-        What each method made of each batch. A record on which a method raises a ValueError counts as failed, with
-        the reason; anything else ends the sweep, and what is in the folder stays there.
+        What each method made of each batch. A record on which a method raises a ValueError counts as failed, with the
+        reason (the first is warned of, and all are tried again by the next run in the folder); anything else ends the
+        sweep, and what is in the folder stays there.
 
     Raises:
         ValueError: For what `evaluate` refuses; methods that change the model, or return something that cannot be
@@ -84,6 +81,15 @@ def sweep(
     host.check_ready(model, OPERATION)
     bos = tokens.resolve_bos(model, prepend_bos)
     check_generate(generate, listed, OPERATION)
+    check_neighborhood(listed, OPERATION, distracted=distracted, kl=kl)
+    on = edits_on(model, OPERATION)
+    if on:
+        warnings.warn(
+            f"{OPERATION}: {on[0]!r} is applied to the model{f' with {len(on) - 1} others' if len(on) > 1 else ''}, "
+            "and is part of what is called unedited; expected a model without edits; call undo_edits(model) first, or "
+            "go on if this is meant.",
+            stacklevel=2,
+        )
     asked = () if texts is None else as_texts(texts, OPERATION)
     batches = tuple(listed[start : start + batch] for start in range(0, len(listed), batch))
     keys = [_key(each) for each in batches]
@@ -96,7 +102,8 @@ def sweep(
             run = _identity(model, weights, bos, batch, settings)
             described = {name: describe(method) for name, method in chosen.items()}
             own.agree({**run, "records": digest(keys), "methods": described}, OPERATION)
-            kept = SweepFolder(Path(folder).expanduser(), run, described, keys)
+            made_on = host.provenance(model, prepend_bos=bos)
+            kept = SweepFolder(Path(folder).expanduser(), run, described, keys, made_on)
         elif own.world > 1:
             raise ValueError(
                 f"{OPERATION}: {own.world} processes and no folder; expected one, through which they share their "
@@ -112,194 +119,8 @@ def sweep(
             generate=generate,
             batch_size=batch_size,
         )
-        outcomes = _Runner(model, weights, judge, chosen, kept, own).run(batches, keys, progress=progress)
+        outcomes = Runner(model, weights, judge, chosen, kept, own).run(batches, keys, progress=progress)
     return Sweep(batches=batches, outcomes=outcomes, provenance=host.provenance(model, prepend_bos=bos))
-
-
-class _Runner:
-    """Runs what is not there yet."""
-
-    def __init__(
-        self,
-        model: Model,
-        weights: str,
-        judge: Judge,
-        methods: Mapping[str, Method],
-        kept: SweepFolder | None,
-        own: Processes,
-    ) -> None:
-        self.model, self.weights, self.judge, self.methods = model, weights, judge, methods
-        self.kept, self.own = kept, own
-        self.lines: dict[tuple[str, str], dict[str, Any]] = {} if kept is None else kept.found
-        """What is known, by method and key of the batch."""
-
-    def run(
-        self, batches: Sequence[tuple[EditRecord, ...]], keys: Sequence[str], *, progress: bool
-    ) -> dict[str, tuple[Outcome, ...]]:
-        """Every method on every batch; of several processes each returns all."""
-        lacking = {i: [name for name in self.methods if (name, key) not in self.lines] for i, key in enumerate(keys)}
-        todo = [i for i, names in lacking.items() if names]
-        # Nobody writes before everybody has read.
-        self.own.agree({"batches to do": digest(map(str, todo))}, OPERATION)
-        if todo:
-            self._repeat_one(batches, keys, {name for names in lacking.values() for name in names})
-            if self.kept is not None and self.own.rank == 0:
-                self.kept.begin()
-            self.own.total(0)
-        mine = todo[self.own.rank :: self.own.world]
-        done = sum(len(batches[i]) for i in range(len(batches)) if not lacking[i])
-        size = sum(len(batches[i]) for i in mine)
-        with tqdm(total=done + size, initial=done, desc=OPERATION, unit="record", disable=not progress) as bar:
-            for number, i in enumerate(mine):
-                for name, line in self._batch(batches[i], lacking[i]).items():
-                    self.lines[name, keys[i]] = line
-                    if self.kept is not None:
-                        self.kept.keep(self.own.rank, name, keys[i], line)
-                if number in (0, len(mine) - 1):
-                    self._check_restored()
-                bar.update(len(batches[i]))
-        self.own.total(0)
-        if self.kept is not None:
-            self.kept.reread()
-        return {
-            name: tuple(_outcome(each, self.lines[name, key]) for each, key in zip(batches, keys, strict=True))
-            for name in self.methods
-        }
-
-    def _batch(self, records: tuple[EditRecord, ...], names: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The lines of some methods on one batch, JSON's own values."""
-        portions = list(self.judge.portions(records))
-        try:
-            # Where there are several, what the unedited model says about all does not fit into memory together.
-            whole = self.judge.prepare(records) if len(portions) == 1 else None
-        except ValueError as error:
-            return {name: {"failed": str(error), "seconds": 0.0} for name in names}
-        edits: dict[int, Switchable] = {}
-        found: dict[str, dict[str, Any]] = {}
-        for name in names:
-            start = time.perf_counter()
-            try:
-                edit = self._edit(name, self.methods[name], [record.request for record in records], edits)
-                line = self._judged(edit, portions, whole)
-            except _BadMethodError:
-                raise
-            except ValueError as error:
-                line = {"failed": str(error)}
-            found[name] = line | {"seconds": round(time.perf_counter() - start, 3)}
-        return found
-
-    def _judged(
-        self, edit: Switchable, portions: Sequence[Sequence[EditRecord]], whole: Asked | None
-    ) -> dict[str, Any]:
-        """What the records say with the edit on."""
-        line: dict[str, Any] = {"scores": []}
-        for portion in portions:
-            asked = self.judge.prepare(portion) if whole is None else whole
-            with edit.on(self.model):
-                line["scores"] += [plain_scores(each) for each in self.judge.scores(asked)]
-                drifts = self.judge.drifts() if portion is portions[-1] else ()
-            if drifts:
-                line["drifts"] = [asdict(drift) for drift in drifts]
-        if isinstance(edit, Edit):
-            line["norms"] = {str(layer): norm for layer, norm in edit.norms.items()}
-            line["diagnostics"] = {
-                key: float(value)
-                for key, value in edit.diagnostics.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)
-            }
-        return line
-
-    def _edit(
-        self, name: str, method: Method, requests: Sequence[EditRequest], edits: dict[int, Switchable]
-    ) -> Switchable:
-        """What a method computes for these requests; the edit that another is derived from is computed once."""
-        if isinstance(method, Derived):
-            return method.derive(self._edit(name, method.method, requests, edits))
-        if id(method) not in edits:
-            before = edits_on(self.model, OPERATION)
-            made = cast(object, method(self.model, requests))
-            added = [edit for edit in edits_on(self.model, OPERATION) if edit not in before]
-            for edit in reversed(added):
-                edit.undo(self.model)
-            if added:
-                raise _BadMethodError(
-                    f"{OPERATION}: the method {name!r} applied its edit; expected one that only computes it, as it is "
-                    "switched on here for the evaluation; pass apply=False, e.g. partial(rome_edit, moments=moments, "
-                    "apply=False)."
-                )
-            if not isinstance(made, Switchable):
-                raise _BadMethodError(
-                    f"{OPERATION}: the method {name!r} returned something of type {type(made).__name__}; expected "
-                    "something with .on(model), such as an Edit; return what rome_edit(..., apply=False) returns."
-                )
-            edits[id(method)] = made
-        return edits[id(method)]
-
-    def _repeat_one(self, batches: Sequence[tuple[EditRecord, ...]], keys: Sequence[str], names: set[str]) -> None:
-        """Compare one result of each method that goes on with what the folder has of it.
-
-        Raises:
-            ValueError: If they differ, so that the results would be of two different methods.
-        """
-        for name in sorted(names):
-            known = next((i for i, key in enumerate(keys) if "scores" in self.lines.get((name, key), {})), None)
-            if known is None:
-                continue
-            before, now = self.lines[name, keys[known]], self._batch(batches[known], [name])[name]
-            limit = 0.05 if host.provenance(self.model, prepend_bos=self.judge.bos).dtype[-2:] == "16" else 2e-3
-            furthest = _furthest(before["scores"], now.get("scores", []))
-            if not furthest <= limit:
-                raise ValueError(
-                    f"{OPERATION}: the folder holds results of another {name!r}: repeated on "
-                    f"{batches[known][0].request}, a probability differs by {furthest:.2g}; expected the same method "
-                    "with the same settings; choose another folder, or another name for the method."
-                )
-
-    def _check_restored(self) -> None:
-        if weights_digest(self.model) != self.weights:
-            raise _BadMethodError(
-                f"{OPERATION}: the model's weights are not those from before the sweep; expected methods that leave "
-                "the model as it was, bit for bit; load it again, and mend the method that does not restore it."
-            )
-
-
-class _BadMethodError(ValueError):
-    """A method that breaks the rules, which is no failure on a record."""
-
-
-def _outcome(records: tuple[EditRecord, ...], line: Mapping[str, Any]) -> Outcome:
-    if "failed" in line:
-        return Outcome(failed=line["failed"], seconds=line["seconds"])
-    norms = line.get("norms")
-    return Outcome(
-        scores=tuple(read_scores(record, plain) for record, plain in zip(records, line["scores"], strict=True)),
-        drifts=tuple(
-            Drift(**{name: tuple(value) for name, value in drift.items()}) for drift in line.get("drifts", ())
-        ),
-        norms=None if norms is None else {int(layer): norm for layer, norm in norms.items()},
-        diagnostics=line.get("diagnostics"),
-        seconds=line["seconds"],
-    )
-
-
-def _furthest(before: object, now: object) -> float:
-    """The largest difference of two numbers at the same place; infinite where the places differ."""
-    if isinstance(before, bool) or isinstance(now, bool) or before is None or now is None:
-        # What is likeliest may change by rounding, where two tokens are about as likely.
-        return 0.0 if type(before) is type(now) else math.inf
-    if isinstance(before, int | float) and isinstance(now, int | float):
-        return abs(before - now) if max(abs(before), abs(now)) <= 1 else abs(before / now - 1) if now else math.inf
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        one, other = cast(Mapping[str, object], before), cast(Mapping[str, object], now)
-        if one.keys() != other.keys():
-            return math.inf
-        return max((_furthest(one[name], other[name]) for name in one), default=0.0)
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
-        rows, others = cast(Sequence[object], before), cast(Sequence[object], now)
-        if len(rows) != len(others):
-            return math.inf
-        return max((_furthest(*pair) for pair in zip(rows, others, strict=True)), default=0.0)
-    return 0.0 if isinstance(before, str) and isinstance(now, str) else math.inf
 
 
 def _checked_methods(methods: object) -> dict[str, Method]:
@@ -321,6 +142,11 @@ def _checked_methods(methods: object) -> dict[str, Method]:
                 f"{OPERATION}: methods holds {name!r} with something of type {type(method).__name__}; expected a name "
                 "with a function of a model and requests; write e.g. partial(rome_edit, moments=moments, apply=False)."
             )
+        if not name.strip() or not name.isprintable():
+            raise ValueError(
+                f"{OPERATION}: a method is called {name!r}; expected a name that can stand in a table; choose words."
+            )
+        check_signature(name, cast(Method, method))
     return cast(dict[str, Method], by_name)
 
 
