@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from tl_edit.digest import digest
+
+_HEAD = 2**20
+"""Bytes of JSON that go into a file's head; more become a tensor of their own."""
+_PLAIN = "plain values as JSON"
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,15 @@ def write(given: str | Path, kind: Kind, tensors: Mapping[str, Tensor], plain: M
         )
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = json.dumps(plain)
+    metadata = {"schema": kind.schema, "digest": _digest(ready, said)}
+    if len(said) > _HEAD:
+        # A safetensors file has no room for more than 100 MB in its head.
+        ready[_PLAIN] = torch.frombuffer(bytearray(said.encode("ascii")), dtype=torch.uint8)
+    else:
+        metadata["plain"] = said
     half = path.with_name(path.name + ".part")
     try:
-        save_file(ready, str(half), metadata={"schema": kind.schema, "plain": said, "digest": _digest(ready, said)})
+        save_file(ready, str(half), metadata=metadata)
         half.replace(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
@@ -60,13 +71,15 @@ def read(given: str | Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
     try:
         with cast(Any, safe_open)(str(path), framework="pt") as file:
             metadata = _metadata(path, kind, file)
+            said = _said(metadata, file)
             for name in list(file.keys()):
-                tensors[name] = file.get_tensor(name)
+                if name != _PLAIN:
+                    tensors[name] = file.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise unreadable(path, kind, "it is a folder" if path.is_dir() else str(error)) from error
-    if metadata.get("digest") != _digest(tensors, metadata["plain"]):
+    if metadata.get("digest") != _digest(tensors, said):
         raise unreadable(path, kind, "its content is not what was written")
-    return tensors, cast(dict[str, Any], json.loads(metadata["plain"]))
+    return tensors, cast(dict[str, Any], json.loads(said))
 
 
 def read_plain(given: str | Path, kind: Kind) -> dict[str, Any]:
@@ -78,7 +91,7 @@ def read_plain(given: str | Path, kind: Kind) -> dict[str, Any]:
     path = _as_path(given, kind)
     try:
         with cast(Any, safe_open)(str(path), framework="pt") as file:
-            plain: object = json.loads(_metadata(path, kind, file)["plain"])
+            plain: object = json.loads(_said(_metadata(path, kind, file), file))
     except (SafetensorError, OSError) as error:
         raise unreadable(path, kind, str(error)) from error
     except json.JSONDecodeError as error:
@@ -109,11 +122,17 @@ def _as_path(given: object, kind: Kind) -> Path:
 def _metadata(path: Path, kind: Kind, file: Any) -> dict[str, str]:
     metadata: dict[str, str] = file.metadata() or {}
     schema = metadata.get("schema")
-    if schema != kind.schema or "plain" not in metadata:
+    if schema != kind.schema or ("plain" not in metadata and _PLAIN not in set(file.keys())):
         family = kind.schema.rsplit(" ", 1)[0]
         newer = "; another version of tl_edit wrote it" if schema and schema.rsplit(" ", 1)[0] == family else ""
         raise unreadable(path, kind, f"schema {schema!r}{newer}")
     return metadata
+
+
+def _said(metadata: Mapping[str, str], file: Any) -> str:
+    """The plain values as JSON, from the head or from a tensor of their own."""
+    said = metadata.get("plain")
+    return bytes(file.get_tensor(_PLAIN).numpy()).decode("ascii", "replace") if said is None else said
 
 
 def _digest(tensors: Mapping[str, Tensor], said: str) -> str:

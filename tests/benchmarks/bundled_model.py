@@ -77,10 +77,10 @@ def rome(model, records, moments, config: ROMEConfig, control: str = "") -> Eval
 def row(name: str, result: Evaluation) -> str:
     """One line of the table."""
     groups = ("efficacy", "paraphrase", "neighborhood")
-    success = " | ".join(str(result.success(group)) for group in groups)
+    success = " | ".join(result.success(group).percent() for group in groups)
     accuracy = " | ".join(f"{100 * result.accuracy(group).mean:.1f}" for group in groups)
     others = result.other_facts
-    kept = f"{others} (n = {others.n if others else 0})"
+    kept = f"{others.percent() if others else None} (n = {others.n if others else 0})"
     return f"| {name} | {100 * result.score.mean:.1f} | {success} | {accuracy} | {kept} |"
 
 

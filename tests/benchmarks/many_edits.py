@@ -187,7 +187,7 @@ def one_after_another(name: str, bench: Bench, step, sizes: Sequence[int], batch
 def row(name: str, n: int, result: Evaluation, kept: float, seconds: float) -> str:
     """One line of the table."""
     groups = ("efficacy", "paraphrase", "neighborhood")
-    success = " | ".join(str(result.success(group)) for group in groups)
+    success = " | ".join(result.success(group).percent() for group in groups)
     accuracy = " | ".join(f"{100 * result.accuracy(group).mean:.1f}" for group in groups)
     return f"| {name} | {n} | {success} | {accuracy} | {kept:.1f} | {100 * result.score.mean:.1f} | {seconds:.0f} |"
 

@@ -78,8 +78,8 @@ def test_other_facts_count_only_records_that_have_some():
 def test_standard_error():
     metric = Metric.over([0.0, 1.0, 1.0, 1.0])
     assert metric.standard_error == pytest.approx(0.5 / math.sqrt(4))
-    assert str(metric) == "75.0 ± 25.0"
-    assert str(Metric.over([1.0])) == "100.0"
+    assert (str(metric), metric.percent()) == ("0.750 ± 0.250", "75.0 ± 25.0")
+    assert (str(Metric.over([1.0])), Metric.over([1.0]).percent()) == ("1.000", "100.0")
 
 
 def test_what_cannot_be_measured_is_absent_not_zero():

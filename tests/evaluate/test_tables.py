@@ -138,7 +138,7 @@ def test_methods_are_tested_record_by_record(both):
     first, second = (both.evaluations[name].magnitude("neighborhood") for name in ("a|b_c", "none"))
     assert test.difference == pytest.approx(first.mean - second.mean)
     assert both.tests("NM", "none")["a|b_c"].p_value == test.p_value
-    assert re.fullmatch(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\], p = [\d.]+, n = 2", str(test))
+    assert re.fullmatch(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\], p = [\d.]+, n = 2", str(test))
     assert "none S " in repr(both)
 
 

@@ -101,8 +101,9 @@ def test_an_edit_and_hooks_are_on_while_texts_are_written(model):
 
 
 def test_it_goes_together_with_kl_and_texts(model):
+    record = dataclasses.replace(FULL, neighborhood_prompts=("The Louvre is in",))
     found = evaluate(
-        model, [FULL, FULL], edit=make_edit(model), kl=True, texts=["Rome is a city."], generate=GENERATION
+        model, [record, record], edit=make_edit(model), kl=True, texts=["Rome is a city."], generate=GENERATION
     )
     assert found.scores[0].texts == found.scores[1].texts
     assert {"GE", "EP", "PPL"} <= set(found.metrics())

@@ -108,7 +108,9 @@ class DoseResponse:
     def __repr__(self) -> str:
         scales = ", ".join(f"{scale:g}" for scale in self.scales)
         parts = [f"p(new) {_arrows([f'{value:.3f}' for value in self.prob_new])}"]
-        parts += [f"{name} {_arrows(self.success(group))}" for group, name in SHORT.items() if any(self.success(group))]
+        for group, name in SHORT.items():
+            if any(self.success(group)):
+                parts.append(f"{name} {_arrows([_percent(metric) for metric in self.success(group)])}")
         if self.kl is not None:
             parts.append(f"KL {_arrows([f'{value:.3g}' for value in self.kl])}")
         return f"DoseResponse({self.edit} at scales {scales}: {', '.join(parts)})"
@@ -119,8 +121,8 @@ class DoseResponse:
         columns += ["other facts"] * any(self.other_facts) + [name for name, values in measured if values is not None]
         rows: list[tuple[str, ...]] = []
         for i, (scale, evaluation) in enumerate(zip(self.scales, self.evaluations, strict=True)):
-            rates = [str(evaluation.success(group)) for group in SHORT if any(self.success(group))]
-            rates += [str(self.other_facts[i])] * any(self.other_facts)
+            rates = [_percent(evaluation.success(group)) for group in SHORT if any(self.success(group))]
+            rates += [_percent(self.other_facts[i])] * any(self.other_facts)
             rows.append(
                 (
                     f"{scale:g}",
@@ -138,6 +140,10 @@ class DoseResponse:
 
 def _column(values: Sequence[float | None]) -> Float[Tensor, " point"]:
     return torch.tensor([math.nan if value is None else value for value in values], dtype=torch.float64)
+
+
+def _percent(metric: Metric | None) -> str:
+    return "–" if metric is None else metric.percent()
 
 
 def _arrows(values: Sequence[object]) -> str:

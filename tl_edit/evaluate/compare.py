@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tl_edit import show
-from tl_edit.evaluate.measures import latex, markdown, metric_rows, metrics_html, show_metric
+from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, show_metric
 from tl_edit.evaluate.metric import Metric, PairedTest, holm, paired_test
 from tl_edit.evaluate.result import Evaluation
 
@@ -45,13 +45,13 @@ class Comparison:
     def _metric(self, key: str, name: str) -> Metric:
         if name not in self.evaluations:
             raise ValueError(f"compare: no method {name!r}; expected one of {', '.join(self.evaluations)}.")
-        found = self.evaluations[name].metrics()
-        if key not in found:
+        found = self.evaluations[name].metric(key) if key in MEASURES else None
+        if found is None:
             raise ValueError(
-                f"compare: {name} has no {key!r}; expected one of {', '.join(found)}; a metric is there where the data "
-                "and the arguments of evaluate give it."
+                f"compare: {name} has no {key!r}; expected one of {', '.join(self.evaluations[name].metrics())}; a "
+                "metric is there where the data and the arguments of evaluate give it."
             )
-        return found[key]
+        return found
 
     def to_dataframe(self, *, seed: int = 0) -> Any:
         """A pandas frame: a row for each method and metric, with n, standard error and 95 % interval.

@@ -30,8 +30,11 @@ def check_neighborhood(records: Sequence[EditRecord], operation: str, *, distrac
     """Refuse to measure what no record has prompts for.
 
     Raises:
-        ValueError: If no record has neighborhood prompts.
+        ValueError: If no record has neighborhood prompts, or a switch is neither True nor False.
     """
+    for name, flag in {"distracted": distracted, "kl": kl}.items():
+        if type(cast(object, flag)) is not bool:
+            raise ValueError(f"{operation}: {name} is {flag!r}; expected True or False.")
     if (distracted or kl) and not any(record.neighborhood_prompts for record in records):
         raise ValueError(
             f"{operation}: {'distracted' if distracted else 'kl'}=True is about the neighborhood, but no record has "
@@ -55,14 +58,7 @@ class Judge:
         generate: Generation | None = None,
         batch_size: int = 128,
     ) -> None:
-        """See `evaluate` for what these are.
-
-        Raises:
-            ValueError: If a switch is neither True nor False.
-        """
-        for name, flag in {"distracted": distracted, "kl": kl}.items():
-            if type(cast(object, flag)) is not bool:
-                raise ValueError(f"{operation}: {name} is {flag!r}; expected True or False.")
+        """See `evaluate` for what these are."""
         self.operation, self.generate = operation, generate
         self.model, self.bos, self.batch_size = model, prepend_bos, batch_size
         self.distracted, self.kl, self.texts = distracted, kl, texts

@@ -88,9 +88,14 @@ class Metric:
     def __hash__(self) -> int:
         return hash((self.mean, self.n))
 
-    def __str__(self) -> str:
+    def percent(self) -> str:
+        """A rate in per cent, with its standard error."""
         error = "" if math.isnan(self.standard_error) else f" ± {100 * self.standard_error:.1f}"
         return f"{100 * self.mean:.1f}{error}"
+
+    def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.3f}"
+        return f"{self.mean:.3f}{error}"
 
     def __repr__(self) -> str:
         return f"Metric(mean {self.mean:.4g}, standard error {self.standard_error:.2g}, n {self.n})"
@@ -112,7 +117,7 @@ class PairedTest:
 
     def __str__(self) -> str:
         low, high = self.interval
-        shown = f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+        shown = f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         return f"{shown}, p = {self.p_value:.2g}, n = {self.n}"
 
 
@@ -143,11 +148,11 @@ def paired_test(first: Metric, second: Metric, *, n_permutations: int = 10_000, 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number by Holm's step-down rule."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    """P-values adjusted for their number by Holm's step-down rule; NaN is none."""
+    order = sorted((i for i, value in enumerate(p_values) if not math.isnan(value)), key=lambda i: p_values[i])
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[i]))
         adjusted[i] = highest
     return adjusted
 

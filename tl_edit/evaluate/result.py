@@ -1,7 +1,7 @@
 """The result of an evaluation: scores of every prompt, and the metrics over records."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -10,13 +10,20 @@ from tl_edit import archive, show
 from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, show_metric
 from tl_edit.evaluate.metric import Metric
 from tl_edit.evaluate.plain import plain_scores, read_record, read_scores
-from tl_edit.evaluate.scores import NEW_SHOULD_WIN, About, FactScore, Group, PromptScore, RecordScores, mean
+from tl_edit.evaluate.scores import NEW_SHOULD_WIN, About, FactScore, Group, PromptScore, RecordScores, TextScores, mean
 from tl_edit.evaluate.texts import Drift
 from tl_edit.host import Provenance
 
 By = Literal["metric", "record", "prompt"]
 
 _KIND = archive.Kind("Evaluation", "tl_edit evaluation 1", "evaluate the records again")
+_GROUPS: Mapping[str, Group] = {
+    "E": "efficacy",
+    "P": "paraphrase",
+    "N": "neighborhood",
+    "A": "attribute",
+}
+"""By the first letter of a metric's key."""
 _SHOWN = ("S", "ES", "PS", "NS", "NS+", "KL+", "OF", "UF", "TS", "GE", "RS", "PPL")
 """What the representation shows."""
 
@@ -39,15 +46,15 @@ class Evaluation:
     EA ...  all three     accuracy: rate at which the object that should win is the likeliest of all, token by token
     AS, AM  attribute     over prompts about subjects of which the new object is true: p(new) > p(true); difference
     NS+...  distracted    neighborhood prompts behind the edited statement (CounterFact+, arXiv 2305.17553)
-    KL, KL+               KL divergence of the next token's distribution, edited from unedited, after the prompts of the
-                          neighborhood, bare and distracted, in nats (that paper's program divides it by the vocabulary)
+    KL, KL+               KL(edited || unedited) = sum p' (log p' - log p) of the next token, after the neighborhood's
+                          prompts, bare and distracted, in nats (that paper's program divides it by the vocabulary)
     OF                    rate at which other facts of the subject are still the likeliest answer (its essence)
     UF                    the same of unrelated facts
     ET, PT  token         share of its tokens that are the likeliest behind those before them: zsRE's metric
     UT      accuracy      share of the unrelated answers' tokens (zsRE's specificity); TS: harmonic mean of the three
     GE      texts         generation entropy: how varied generated texts are, in bits (tables show it times 100)
     RS                    reference score: cosine of TF-IDF vectors of generated and reference texts
-    EP                    perplexity of texts about the subject (the programs' essence score)
+    EP                    perplexity of all texts about the subject, as one (the programs' essence score)
     PPL                   perplexity of the given texts, edited over unedited
     ======  ============  =========================================================================================
 
@@ -112,8 +119,7 @@ class Evaluation:
     def _over(self, group: str, measure: Callable[[PromptScore], float], *, needs_true: bool = True) -> Metric | None:
         """Mean over records of the mean over a record's prompts."""
         if group not in get_args(Group):
-            known = (*get_args(Group), *get_args(About))
-            raise ValueError(f"Evaluation: no group {group!r}; expected one of {', '.join(known)}.")
+            raise ValueError(f"Evaluation: no group {group!r}; expected one of {', '.join(get_args(Group))}.")
         return Metric.over(
             mean([measure(score) for score in getattr(record, group)])
             if record.record.request.target_true is not None or not needs_true
@@ -168,22 +174,38 @@ class Evaluation:
 
     def metrics(self) -> dict[str, Metric]:
         """All metrics that these records have, by their key in `MEASURES`."""
-        found = {"S": self.score}
-        groups: dict[str, Group] = {"E": "efficacy", "P": "paraphrase", "N": "neighborhood"}
-        for letter, group in groups.items():
-            found |= {f"{letter}S": self.success(group), f"{letter}M": self.magnitude(group)}
-            found |= {f"{letter}A": self.accuracy(group)}
-        found |= {"AS": self.success("attribute"), "AM": self.magnitude("attribute")}
-        found |= {"NS+": self.success("distracted"), "NM+": self.magnitude("distracted")}
-        found |= {"KL": self.kl("neighborhood"), "KL+": self.kl("distracted")}
-        found |= {"OF": self.kept("other_facts"), "UF": self.kept("unrelated_facts"), "TS": self.token_score}
-        found |= {"ET": self.token_accuracy("efficacy"), "PT": self.token_accuracy("paraphrase")}
-        found |= {"UT": self.token_accuracy("unrelated_facts"), "PPL": self.drift}
-        texts = [record.texts for record in self.scores]
-        found["GE"] = Metric.over(_or_nan(text.entropy) for text in texts)
-        found["RS"] = Metric.over(_or_nan(text.reference) for text in texts)
-        found["EP"] = Metric.over(_or_nan(text.essence_perplexity) for text in texts)
-        return {key: metric for key in MEASURES if (metric := found[key]) is not None}
+        return {key: metric for key in MEASURES if (metric := self.metric(key)) is not None}
+
+    def metric(self, key: str) -> Metric | None:
+        """One metric by its key in `MEASURES`; None where these records do not have it.
+
+        Raises:
+            ValueError: If there is no such metric.
+        """
+        if key not in MEASURES:
+            raise ValueError(f"Evaluation.metric: no metric {key!r}; expected one of {', '.join(MEASURES)}.")
+        named: dict[str, Callable[[], Metric | None]] = {
+            "S": lambda: self.score,
+            "TS": lambda: self.token_score,
+            "OF": lambda: self.kept("other_facts"),
+            "UF": lambda: self.kept("unrelated_facts"),
+            "UT": lambda: self.token_accuracy("unrelated_facts"),
+            "KL": lambda: self.kl("neighborhood"),
+            "KL+": lambda: self.kl("distracted"),
+            "GE": lambda: self._of_texts(lambda texts: texts.entropy),
+            "RS": lambda: self._of_texts(lambda texts: texts.reference),
+            "EP": lambda: self._of_texts(lambda texts: texts.essence_perplexity),
+            "PPL": lambda: self.drift,
+        }
+        if key in named:
+            return named[key]()
+        group = "distracted" if key.endswith("+") else _GROUPS[key[0]]
+        kinds = {"S": self.success, "M": self.magnitude, "A": self.accuracy, "T": self.token_accuracy}
+        return kinds[key[1]](group)
+
+    def _of_texts(self, measure: Callable[[TextScores], float | None]) -> Metric | None:
+        found = (measure(record.texts) for record in self.scores)
+        return Metric.over(math.nan if value is None else value for value in found)
 
     # --- as tables and files ---------------------------------------------------------------------------
 
@@ -268,8 +290,10 @@ class Evaluation:
         )
 
     def __repr__(self) -> str:
-        found = self.metrics()
-        shown = [f"{key} {show_metric(key, found[key])}" for key in _SHOWN if key in found]
+        shown = [f"{key} {show_metric(key, metric)}" for key in _SHOWN if (metric := self.metric(key)) is not None]
+        if self.metric("ES") is None:
+            # Without true objects nothing competes; whether the new one is said is known.
+            shown += [f"{key} {show_metric(key, metric)}" for key in ("EA", "PA") if (metric := self.metric(key))]
         return f"Evaluation({_count(self.scores)}: {', '.join(shown)})"
 
     def _repr_html_(self) -> str:
@@ -284,7 +308,3 @@ def _lead(group: Group, score: PromptScore) -> float:
     """By how much the object that should win is likelier than the other."""
     difference = score.prob_new - (score.prob_true or 0.0)
     return difference if group in NEW_SHOULD_WIN else -difference
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -10,7 +10,7 @@ from tl_edit.attach import as_hooks
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.evaluate.generation import Generation
-from tl_edit.evaluate.judge import Judge
+from tl_edit.evaluate.judge import Judge, check_neighborhood
 from tl_edit.evaluate.result import Evaluation
 from tl_edit.evaluate.scores import RecordScores
 from tl_edit.evaluate.texts import Drift, as_texts
@@ -45,13 +45,13 @@ def evaluate(
             prompt is followed by all tokens of an object but the last.
         distracted: Whether to ask the neighborhood's prompts a second time behind the edited statement (CounterFact+),
             where edits that leak show most.
-        kl: Whether to measure how far the next token's distribution moves after the neighborhood's prompts. It takes an
-            edit or hooks to compare with the model without.
+        kl: Whether to measure how far the next token's distribution moves after the neighborhood's prompts, as
+            KL(edited || unedited). It takes an edit or hooks to compare with the model without.
         texts: Texts whose perplexity is compared with that of the model without edit and hooks.
         generate: How to generate texts from the records' generation prompts, for their entropy (GE) and reference score
             (RS), e.g. ``Generation(tfidf=TfIdf.load(folder))``; None for none, as it takes long.
-        prepend_bos: Whether prompts begin with a BOS; None for the model's own default, with a warning if ``edit`` was
-            computed the other way.
+        prepend_bos: Whether prompts begin with a BOS; None for the model's own default, and then a warning if ``edit``
+            was computed the other way.
         batch_size: Rows per forward pass, fewer where their logits would fill memory. What prompts begin with alike is
             computed once where the model allows, see `Evaluation.engine`; then it bounds the tokens of a pass, to those
             of so many of the longest rows.
@@ -74,6 +74,8 @@ def evaluate(
     host.check_ready(model, OPERATION)
     asked = () if texts is None else as_texts(texts, OPERATION)
     check_generate(generate, listed, OPERATION)
+    check_neighborhood(listed, OPERATION, distracted=distracted, kl=kl)
+    _warn_of_subjects(listed, edit)
     applied = edit is not None and edit.is_applied(model)
     if kl or asked:
         _check_comparable(kl, edit, ready, applied=applied)
@@ -110,6 +112,19 @@ def evaluate(
                 drifts = judge.drifts(ready)
     made = host.provenance(model, prepend_bos=bos)
     return Evaluation(scores=tuple(scores), provenance=made, drifts=drifts, engine=judge.engine)
+
+
+def _warn_of_subjects(records: Sequence[EditRecord], edit: Edit | None) -> None:
+    """Warn of records that are not about what the edit changes."""
+    subjects = {request.subject for request in edit.requests} if edit is not None else set[str]()
+    others = [record for record in records if record.request.subject not in subjects]
+    if subjects and others:
+        warnings.warn(
+            f"{OPERATION}: {len(others)} of {len(records)} records, e.g. {others[0].request}, are about no subject of "
+            f"{edit!r}; expected those that it was computed for, as ES, PS and S say whether it worked; pass these, or "
+            "go on if this is meant.",
+            stacklevel=3,
+        )
 
 
 def _check_comparable(kl: bool, edit: Edit | None, hooks: Sequence[NamedHook], *, applied: bool) -> None:

@@ -1,6 +1,7 @@
 """Perplexity of texts, edited and unedited."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -27,18 +28,23 @@ class Drift:
     @property
     def perplexity_before(self) -> float:
         """Over the tokens of all texts, unedited."""
-        return math.exp(math.fsum(self.nll_before) / sum(self.n_tokens))
+        return perplexity(math.fsum(self.nll_before) / sum(self.n_tokens))
 
     @property
     def perplexity_after(self) -> float:
         """Over the tokens of all texts, edited."""
-        return math.exp(math.fsum(self.nll_after) / sum(self.n_tokens))
+        return perplexity(math.fsum(self.nll_after) / sum(self.n_tokens))
 
     @property
     def ratios(self) -> list[float]:
         """Of each text, its perplexity edited over unedited."""
         rows = zip(self.n_tokens, self.nll_before, self.nll_after, strict=True)
-        return [math.exp((after - before) / n) for n, before, after in rows]
+        return [perplexity((after - before) / n) for n, before, after in rows]
+
+
+def perplexity(nll: float) -> float:
+    """Of a mean negative log-likelihood in nats; infinite where no number holds it."""
+    return math.exp(nll) if nll < 700 else math.inf
 
 
 def as_texts(texts: object, operation: str) -> tuple[str, ...]:
@@ -47,6 +53,10 @@ def as_texts(texts: object, operation: str) -> tuple[str, ...]:
     Raises:
         ValueError: If there is none, or something else among them.
     """
+    if isinstance(texts, str) and re.fullmatch(r"\S+\.(txt|json|jsonl|csv|parquet)", texts):
+        raise ValueError(
+            f"{operation}: texts is {texts!r}, the name of a file; expected texts; pass read_texts({texts!r})."
+        )
     listed: tuple[object, ...] = (texts,)
     if isinstance(texts, Iterable) and not isinstance(texts, str | dict):
         listed = tuple(cast(Iterable[object], texts))

@@ -5,7 +5,6 @@ the same texts, one for each of the record's generation prompts (see `generation
 of the record's essence texts, one after another, cut to 100 tokens.
 """
 
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,7 +14,7 @@ from tl_edit.evaluate.fluency import generation_entropy, nltk_words
 from tl_edit.evaluate.generation import Generation, as_text, starts_of
 from tl_edit.evaluate.sampling import Start, sample
 from tl_edit.evaluate.scores import TextScores
-from tl_edit.evaluate.texts import nlls
+from tl_edit.evaluate.texts import nlls, perplexity
 from tl_edit.host import Model, NamedHook
 
 ESSENCE_TOKENS = 100
@@ -130,5 +129,5 @@ class Writing:
             max_tokens=ESSENCE_TOKENS,
             unpadded=bool(hooks),
         )
-        found = {i: math.exp(nll / n) for i, n, nll in zip(essences, counts, sums, strict=True)}
+        found = {i: perplexity(nll / n) for i, n, nll in zip(essences, counts, sums, strict=True)}
         return [found.get(i) for i in range(len(self.records))]

@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import forward, host, show, tokens
+from tl_edit.arguments import as_moments
 from tl_edit.data import EditRecord, as_records
-from tl_edit.evaluate import Evaluation, Metric
+from tl_edit.evaluate import MEASURES, Evaluation, Metric
 from tl_edit.evaluate.ranks import Correlation, over_records, spearman
 from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, SecondMoments
@@ -86,7 +87,7 @@ class LocateVsEdit:
     def _column(self, name: str, edited: Evaluation) -> Float[Tensor, " record"] | None:
         """Each record's score, edited at one layer; None where no record has it."""
         if name != REWRITE:
-            metric = edited.metrics().get(name)
+            metric = edited.metric(name) if name in MEASURES else None
             return None if metric is None else metric.per_record
         before, now = (
             torch.tensor([scores.efficacy[0].prob_new for scores in each.scores], dtype=torch.float64)
@@ -262,6 +263,11 @@ def locate_vs_edit(
             f"{', '.join(KINDS)}, and a function from a layer to a method, or None for ROME."
         )
     bos = tokens.resolve_bos(model, prepend_bos)
+    if editor is not None and (moments is not None or config is not None):
+        raise ValueError(
+            f"{OPERATION}: editor is given with moments or config, which are for ROME; expected one or the other; give "
+            "them to the methods that editor returns."
+        )
     if editor is None:
         editor = _rome_at(model, moments, chosen, config, bos)
     known: list[EditRecord] = []
@@ -325,6 +331,7 @@ def _rome_at(
             f"{OPERATION}: moments is of type {type(moments).__name__}; expected the second moments of the layers' "
             f"keys, for ROME, or editor=; compute them with second_moment(model, texts, layers={list(layers)})."
         )
+    moments = as_moments(moments, layers, OPERATION)
     settings = effective_config(model, layers[0], config)
     prefixes: tuple[str, ...] = ()
     if settings.n_prefixes:

@@ -332,6 +332,8 @@ def _furthest(before: object, now: object) -> float:
         # What is likeliest may change by rounding, where two tokens are about as likely.
         return 0.0 if type(before) is type(now) else math.inf
     if isinstance(before, int | float) and isinstance(now, int | float):
+        if before == now or (before != before and now != now):
+            return 0.0
         return abs(before - now) if max(abs(before), abs(now)) <= 1 else abs(before / now - 1) if now else math.inf
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         one, other = cast(Mapping[str, object], before), cast(Mapping[str, object], now)
