@@ -173,7 +173,9 @@ def test_warnings_point_at_the_call():
 
 def test_all_malformed_is_an_error(tmp_path):
     path = rows(tmp_path / "x.json", {"relation": "{} is in", "subject": "Rome", "target_new": "  "}, 5)
-    with pytest.raises(ValueError, match=r"2 of 2 rows .*\n  line 1: target_new is '  '.*\n  line 1: .*\nNothing"):
+    with pytest.raises(
+        ValueError, match=r"2 of 2 rows .*\n  line 1: target_new is '  '.*\n  line 1, record 2: .*\nNothing"
+    ):
         read_records(path)
 
 
@@ -234,7 +236,7 @@ def test_the_lines_of_a_list_are_where_its_elements_begin(tmp_path):
     path = written(tmp_path / "x.json", f"\n\n[ {OWN},\r\n5, 6,\n\n{{\n\n}} , {OWN}\n]\n")
     with pytest.warns(UserWarning, match="3 of 5"):
         records = read_records(path)
-    assert [each.where for each in records.malformed] == ["line 4", "line 4", "line 6"]
+    assert [each.where for each in records.malformed] == ["line 4", "line 4, record 3", "line 6"]
 
 
 def test_lines_are_read_alone(tmp_path):

@@ -171,3 +171,29 @@ def test_intervals_of_one_record_are_not_numbers():
     metric = BY_HAND.metrics()["RS"]
     assert math.isnan(metric.interval()[0])
     assert "(" not in BY_HAND.to_markdown(["RS"])
+
+
+def test_large_evaluations_are_saved(tmp_path):
+    """Above a megabyte the scores do not stand in the file's head, which has no room for all of CounterFact's."""
+    few = Evaluation(scores=BY_HAND.scores * 2000)
+    few.save(tmp_path / "few")
+    assert Evaluation.load(tmp_path / "few").scores == few.scores
+    with (tmp_path / "few").open("r+b") as file:
+        file.seek(-100, 2)
+        file.write(b"x")
+    with pytest.raises(ValueError, match="its content is not what was written"):
+        Evaluation.load(tmp_path / "few")
+
+
+def test_one_metric_is_what_it_is_among_all(both):
+    evaluation = both.evaluations["a|b_c"]
+    found = evaluation.metrics()
+    assert {key: evaluation.metric(key) for key in MEASURES if evaluation.metric(key) is not None} == found
+    with pytest.raises(ValueError, match="no metric 'XS'; expected one of S, ES"):
+        evaluation.metric("XS")
+
+
+def test_without_true_objects_the_representation_says_whether_the_new_one_is_said():
+    alone = Evaluation(scores=BY_HAND.scores[:1])
+    assert "EA 0.0" in repr(alone)
+    assert "ES" not in repr(alone)

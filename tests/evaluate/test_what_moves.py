@@ -1,6 +1,7 @@
 """Distracted prompts, divergences, perplexities, token accuracies: against plain passes of the model."""
 
 import math
+import warnings
 
 import pytest
 import tiny_models
@@ -233,3 +234,30 @@ def test_long_texts_are_cut_at_the_context():
     model = tiny_models.build("gpt2")
     found = evaluate(model, RECORD, edit=make_edit(model), texts="word " * 500)
     assert found.drifts[0].n_tokens == (tiny_models.N_CTX - 1,)
+
+
+def test_records_about_other_subjects_than_the_edits_are_warned_of(model):
+    edit = make_edit(model)
+    other = EditRecord(EditRequest("{} is in", "The Louvre", "Rome", "Paris"))
+    with pytest.warns(UserWarning, match="1 of 2 records, e.g. The Louvre is in .* are about no subject of Edit"):
+        evaluate(model, [RECORD, other], edit=edit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(model, RECORD, edit=edit)
+
+
+def test_the_name_of_a_file_is_no_text(model):
+    with pytest.raises(ValueError, match=r"'wiki.txt', the name of a file; .*read_texts\('wiki.txt'\)"):
+        evaluate(model, RECORD, edit=make_edit(model), texts="wiki.txt")
+
+
+@pytest.mark.parametrize("wanted", [{"kl": True}, {"distracted": True}])
+def test_neighborhoods_are_needed_for_what_is_about_them(model, wanted):
+    with pytest.raises(ValueError, match="no record has neighborhood_prompts"):
+        evaluate(model, EditRecord(REQUEST), edit=make_edit(model), **wanted)
+
+
+def test_perplexities_that_no_number_holds_are_infinite():
+    drift = Drift(n_tokens=(1,), nll_before=(1.0,), nll_after=(5000.0,))
+    assert drift.ratios == [math.inf]
+    assert drift.perplexity_after == math.inf

@@ -6,7 +6,19 @@ import pytest
 import torch
 from some_edits import make_edit
 
-from tl_edit import Edit, EditRecord, EditRequest, Evaluation, LocateVsEdit, causal_trace, evaluate, locate_vs_edit
+from tl_edit import (
+    Edit,
+    EditRecord,
+    EditRequest,
+    Evaluation,
+    LocateVsEdit,
+    ROMEConfig,
+    SecondMoments,
+    causal_trace,
+    evaluate,
+    locate_vs_edit,
+    rome_edit,
+)
 from tl_edit.evaluate import PromptScore, RecordScores
 from tl_edit.factworld.records import sample_records
 
@@ -99,6 +111,13 @@ def test_explained_variance_by_hand():
     assert 0 <= explained["effect"] < explained["layer"]
 
 
+@pytest.mark.parametrize("score", [0.9, 0.3, 0.1])
+def test_equal_scores_have_no_variance_to_explain(score):
+    """Rounding leaves a little, of which a share says nothing."""
+    found = by_hand([[0.1 * i, 0.2] for i in range(15)], dict.fromkeys((0, 1), (score,) * 15), before=(0.0,) * 15)
+    assert all(math.isnan(value) for value in found.explained().values())
+
+
 def test_choosing_a_layer(found):
     chosen = found.choosing()
     assert chosen["located"].mean == pytest.approx((1.0 + 0.5 - 0.2) / 3)
@@ -150,8 +169,6 @@ def test_effects_are_those_of_traces_and_scores_those_of_edits(fact_model, recor
 
 
 def test_rome_is_the_default_method(fact_model, records):
-    from tl_edit import ROMEConfig, SecondMoments, rome_edit
-
     moments = SecondMoments.identity(fact_model, [0, 1])
     config = ROMEConfig(n_prefixes=0, v_num_grad_steps=4, disabling_edit="allow")
     found = locate_vs_edit(fact_model, records[:1], [0, 1], moments, config=config, n_samples=2, progress=False)
@@ -180,9 +197,13 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_named(fact_model, r
         ({"layers": [0, 9]}, "locate_vs_edit"),
         ({"editor": None}, "moments is of type NoneType; expected the second moments"),
         ({"records": []}, "at least one EditRecord"),
+        ({"config": ROMEConfig(layer=0)}, "editor is given with moments or config"),
+        ({"editor": None, "moments": "of layer 0"}, r"the second moments given are for layers \[0\]"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(fact_model, records, wrong, words):
     given = {"records": records, "layers": [0, 1], "editor": editor, "progress": False} | wrong
+    if "moments" in wrong:
+        given["moments"] = SecondMoments.identity(fact_model, [0])
     with pytest.raises(ValueError, match=words):
         locate_vs_edit(fact_model, **given)

@@ -1,6 +1,6 @@
 """What methods are described by: equal content alike, other content otherwise."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def values(which: int) -> dict[str, object]:
         "tensor": torch.arange(3) + which,
         "dataclass": Settings({"a": [which]}),
         "callable": Callable(which),
+        "moments": SecondMoments([replace(SecondMoments.identity(model, [0])[0], count=5 + which)]),
         "partial": partial(rome_edit, moments=SecondMoments.identity(model, [which]), layer=which),
         "config": (ROMEConfig(layer=which), MEMITConfig(share=(1 + which) / 10)),
         "derived": random_direction(no_edit, seed=which),

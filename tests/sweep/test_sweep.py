@@ -401,7 +401,7 @@ def other_model():
 def test_folders_of_another_run_are_refused(model, tmp_path):
     sweep(model, RECORDS, {"any": partial(any_edit, scale=0.5)}, folder=tmp_path, **SETTINGS)
     for changed, words in (
-        ({"methods": {"any": partial(any_edit, scale=0.7)}}, r"method 'any' .*scale=0.5\) \(now .*scale=0.7\)"),
+        ({"methods": {"any": partial(any_edit, scale=0.7)}}, r"method 'any' …scale=0.5\)… \(now …scale=0.7\)…\)"),
         ({"kl": True}, r"kl False \(now True\)"),
         ({"distracted": True}, r"distracted False \(now True\)"),
         ({"texts": "Rome."}, "texts"),

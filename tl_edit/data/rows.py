@@ -26,8 +26,8 @@ class Row:
     """One record of a data set, before anybody knows what its columns mean."""
 
     where: str
-    """Its place in words: "line 17" is where it begins in a file (counted from 1, as editors do), "row 16" its index in
-    a data set of the hub."""
+    """Its place in words: "line 17" is where it begins in a file (counted from 1, as editors do), "line 1, record 3"
+    where others begin on that line; "row 16" is its index in a data set of the hub."""
     fields: dict[str, object]
     """Its columns; none where something is wrong."""
     wrong: str = ""
@@ -78,7 +78,7 @@ def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
             "choose the list within it, or call a file with one record on each line .jsonl" if one else "repair it",
         )
     decode = json.JSONDecoder().raw_decode
-    line, counted = 1, 0
+    line, counted, number, last = 1, 0, 0, 0
     place = beyond_space(place + 1)
     more = text[place : place + 1] != "]"
     while more:
@@ -89,7 +89,12 @@ def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
             refuse(error.msg, error.lineno)
         except RecursionError:
             refuse("it is nested too deeply", line)
-        yield as_row(f"line {line}", value)
+        except ValueError as error:  # an integer of thousands of digits
+            refuse(str(error), line)
+        number += 1
+        # Where several records stand on a line, it does not tell them apart.
+        yield as_row(f"line {line}, record {number}" if line == last else f"line {line}", value)
+        last = line
         place = beyond_space(place)
         more = text[place : place + 1] == ","
         if not more and text[place : place + 1] != "]":

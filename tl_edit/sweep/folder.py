@@ -133,7 +133,7 @@ class SweepFolder:
         changes = [f"{name} {known.get(name)!r} (now {self._run.get(name)!r})" for name in {**self._run, **known}
                    if known.get(name) != self._run.get(name)]  # fmt: skip
         changes += [
-            f"method {name!r} {told[name]} (now {now})"
+            f"method {name!r} {_parted(told[name], now)}"
             for name, now in self._methods.items()
             if name in told and told[name] != now
         ]
@@ -146,6 +146,14 @@ class SweepFolder:
 
     def _read(self) -> None:
         self.found |= read_results(self.path)
+
+
+def _parted(before: str, now: str) -> str:
+    """Where two long descriptions part."""
+    letters = enumerate(zip(before, now, strict=False))
+    same = next((i for i, (old, new) in letters if old != new), min(len(before), len(now)))
+    begin = max(0, max(before.rfind(mark, 0, same) + len(mark) for mark in (", ", "(", " ")))
+    return f"…{before[begin : same + 40]}… (now …{now[begin : same + 40]}…)"
 
 
 def read_results(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -117,7 +117,8 @@ def describe(value: object) -> str:
     if isinstance(value, Derived):
         return f"random_direction({describe(value.method)}, seed={value.seed})"
     if isinstance(value, SecondMoment):
-        return f"{value!r} {digest([value.matrix], size=4)}"
+        # Not its digest: several processes sum in another order, which is the same method.
+        return f"{value!r} with trace {float(value.matrix.diagonal().double().sum()):.4g}"
     if isinstance(value, Tensor):
         return f"tensor {digest([value], size=4)}"
     if isinstance(value, Edit):
