@@ -3,7 +3,7 @@
 import pytest
 import tiny_models
 import torch
-from conftest import golden_request, load_golden
+from published_runs import golden_request, load_golden
 
 from tl_edit import Edit, MEMITConfig, ROMEConfig, causal_trace, memit_edit, rome_edit, second_moment
 

@@ -15,7 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
-from conftest import GOLDEN, golden_request, load_golden, read_golden
+from published_runs import GOLDEN, golden_request, load_golden, read_golden
 
 import tl_edit
 from tl_edit import ROMEConfig, forward, tokens

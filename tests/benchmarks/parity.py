@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_models
-from conftest import GOLDEN, golden_request, load_golden, read_golden
+from published_runs import GOLDEN, golden_request, load_golden, read_golden
 from test_parity import golden_memit, log_probs_after, relative, rome_config
 
 from tl_edit import causal_trace, rome_edit, second_moment

@@ -46,7 +46,7 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("evaluate", "--limit", 1, "--out", "."), ("--out .", "is a folder")),
         (("edit", *EIFFEL, "--layers", 0, 1), ("layers [0, 1] are given", "--layer")),
         (("reproduce", "rome-counterfact", "--layers", 0, 1), ("--layers is for MEMIT",)),
-        (("edit", "--records", "bundled", "--limit", 2), ("rome edits one record at a time", "memit")),
+        (("edit", "--records", "bundled", "--limit", 2), ("--method rome edits one record", "--method memit", "sweep")),
         (("sweep", "--methods", "none", "role", "--limit", 2), ("no method 'role'", "expected some of none")),
         (("sweep", "--methods", "none", "none"), ("a method twice",)),
         (("sweep", "--methods", "none", "random"), ("'random' takes its norm", "add e.g. rome")),
@@ -103,6 +103,14 @@ def test_the_folder_of_another_run(run, moments):
     code, _, err = run(*ask, "--seed", 5)
     assert code == 2
     assert "other records" in err
+
+
+def test_texts_beside_moments_that_are_there_are_warned_of(run, moments):
+    code, _, err = run(
+        "sweep", "--methods", "rome", "--limit", 1, "--moments", moments, "--texts", "none.txt", "--quiet"
+    )
+    assert code == 0
+    assert "--texts would only count where it had to be measured" in err.replace("\n", " ")
 
 
 def test_an_edit_of_another_model(run, moments, tiny_folder):

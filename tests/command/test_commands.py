@@ -137,6 +137,7 @@ def test_an_edit_that_does_not_take_is_code_1(run, moments, monkeypatch):
     monkeypatch.setitem(rome._PUBLISHED, MODEL_NAME, {"layer": 0, "v_num_grad_steps": 1, "n_prefixes": 0})
     code, out, err = run(*ROME, "--moments", moments, "--quiet")
     assert code == 1, out + err
+    assert "The edit did not take: expected the new object to be likelier" in out
     assert "says now" in out
 
 

@@ -65,7 +65,7 @@ with open(sys.argv[2], "w") as file:
 """
 
 EXPECTED = {
-    "max_tokens": "differ: max_tokens 50 and 51; expected the same model, texts and arguments",
+    "max_tokens": "differ: max_tokens 50 and 51; expected the same model, data and arguments",
     "layers": "layers [2, 0] and [0, 2]",
     "split_halves": "split_halves False and True",
     "seed": "seed 0 and 1",

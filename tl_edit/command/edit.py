@@ -23,7 +23,10 @@ from tl_edit.command.models import is_bundled
 from tl_edit.command.report import Report, methods_table, metrics_plain, model_plain, plain_table
 from tl_edit.host import Model
 from tl_edit.story import as_object, top_answers, visible
-from tl_edit.sweep.named import EDITORS, named_methods
+from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
+
+LEAST = 0.5
+"""Share of the requests that must take for exit code 0."""
 
 
 def add(commands: Any) -> None:
@@ -68,6 +71,13 @@ def run(given: argparse.Namespace) -> Report:
         raise ValueError(f"edit: no method {given.method!r}; expected one of {', '.join(EDITORS)}; check the name.")
     inputs.check_out(given)
     records = _records(given)
+    n = len(records)
+    if n > 1 and given.method in SINGLE:
+        raise ValueError(
+            f"edit: --method {given.method} edits one record, and {given.records} gives {n}; expected a "
+            "method for several; give --method memit to edit them together, --limit 1, or use the command sweep, which "
+            "edits them one by one."
+        )
     model = inputs.model_of(given)
     if given.records is None:
         records = (_with_true(model, records[0], given.prepend_bos),)
@@ -113,8 +123,9 @@ def run(given: argparse.Namespace) -> Report:
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
+        *([Text(f"\n{_not_taken(took, len(records))}", style="bold red")] if took < LEAST else []),
     ]
-    return Report(plain=plain, shown=shown, code=0 if took >= 0.5 else 1)
+    return Report(plain=plain, shown=shown, code=0 if took >= LEAST else 1)
 
 
 def _records(given: argparse.Namespace) -> tuple[EditRecord, ...]:
@@ -173,6 +184,14 @@ class _Said:
         """For JSON."""
         answers = [{"token": token, "probability": probability} for token, probability in self.answers]
         return {"answers": answers, "metrics": metrics_plain(self.found.metrics(), seed)}
+
+
+def _not_taken(took: float, n: int) -> str:
+    """Why the exit code is 1."""
+    rule = "expected the new object to be likelier than the true one (or, where that is not known, to be said)"
+    if n == 1:
+        return f"The edit did not take: {rule}. Exit code 1."
+    return f"The edit took for {round(took * n)} of {n} requests: {rule} for half of them. Exit code 1."
 
 
 def _took(found: Evaluation) -> float:

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,14 @@ def measure_of(options: argparse.Namespace, model: Model) -> Measure:
         given: list[Path] = [] if options.moments is None else [path.expanduser() for path in options.moments]
         keep_in = given[0] if len(given) == 1 and not given[0].exists() and not given[0].suffix else None
         if given and keep_in is None:
+            unused = {"--texts": options.texts, "--max-tokens": options.max_tokens}
+            named = [name for name, value in unused.items() if value is not None]
+            if named:
+                warnings.warn(
+                    f"--moments {given[0]} is there and is read; {' and '.join(named)} would only count where it had "
+                    "to be measured.",
+                    stacklevel=2,
+                )
             return _read_moments(given, layers, model)
         # With the published statistics' texts this takes hours.
         half_done = None if keep_in is None else keep_in.with_name(f"{keep_in.name}.unfinished")

@@ -34,6 +34,8 @@ _SPREAD: Mapping[str, tuple[Callable[..., Any], type[SpreadSettings], SpreadSett
     "alphaedit": (alpha_edit, AlphaEditConfig, AlphaEditConfig(relative_threshold=True)),
     "pmet": (pmet_edit, PMETConfig, PMETConfig()),
 }
+SINGLE = tuple(_ROME)
+"""Methods that edit one record at a time."""
 EDITORS = (*_ROME, *_SPREAD)
 """Methods that edit."""
 NAMES = ("none", *EDITORS, "random")
