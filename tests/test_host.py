@@ -539,6 +539,7 @@ def test_dropout_is_refused_where_it_makes_runs_differ_and_the_advice_helps(fami
     model = build(family, TRANSFORMER_BRIDGE)
     set_all_dropout(model, 0.5)
     model.train()
+    torch.manual_seed(0)  # OPT drops whole layers: all of them in both runs, once in 64 times
     assert not torch.equal(log_probs(model), log_probs(model))
     with pytest.raises(
         ValueError, match=r"my_operation needs a deterministic.*p = 0\.5\) at .*call model\.eval\(\) first"
