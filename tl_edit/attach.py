@@ -30,7 +30,9 @@ def foreign_hooks(model: Model) -> Generator[tuple[str, int], None, None]:
             functions = [*state["_forward_hooks"].values(), *state["_forward_pre_hooks"].values()]
             found = max(len(temporary), sum(not _is_of_the_host(function) for function in functions))
             if found:
-                yield name or "the model itself", found
+                # A bridge registers its hook points a second time, under paths that its `hook_dict` lacks.
+                known = state.get("name") if "fwd_hooks" in state else None
+                yield known or name or "the model itself", found
 
 
 def _is_of_the_host(function: Any, seen: frozenset[int] = frozenset()) -> bool:
