@@ -58,7 +58,7 @@ def by_hand(model, text, bos):
     with torch.no_grad():
         log_probs = model(tokens)[0].log_softmax(-1)
     said = [float(log_probs[i - 1, tokens[0, i]]) for i in range(1, tokens.shape[1])]
-    return len(said), math.exp(-math.fsum(said) / len(said))
+    return len(said), math.exp(-math.fsum(said) / tokens.shape[1])
 
 
 @pytest.mark.parametrize("bos", [True, False])

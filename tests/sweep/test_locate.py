@@ -128,6 +128,10 @@ def test_choosing_a_layer(found):
 
 def test_it_shows_itself(found):
     assert repr(found).startswith("LocateVsEdit(3 records, layers [2, 5], mlp_out: rank correlation")
+    assert (
+        f"score {found.correlation().value:+.2f}, within layers {found.correlation(among='records').value:+.2f}"
+        in repr(found)
+    )
     assert "random direction, same norm" in found._repr_html_()
     pandas = pytest.importorskip("pandas")
     frame = found.to_dataframe()
@@ -145,11 +149,15 @@ def editor(layer: int):
     return method
 
 
+few = pytest.mark.filterwarnings("ignore:locate_vs_edit. .* records count")
+
+
 @pytest.fixture(scope="module")
 def records(world):
     return sample_records(world[1::2], world, 3, seed=5)
 
 
+@few
 def test_effects_are_those_of_traces_and_scores_those_of_edits(fact_model, records):
     found = locate_vs_edit(fact_model, records, [1, 0], editor=editor, n_samples=2, progress=False)
     assert found.layers == (0, 1)
@@ -168,6 +176,18 @@ def test_effects_are_those_of_traces_and_scores_those_of_edits(fact_model, recor
     assert found.control[0].scores != found.edited[0].scores
 
 
+def test_few_records_are_warned_of(fact_model, records):
+    with pytest.warns(UserWarning, match="3 of 3 records count; expected 10 or more"):
+        locate_vs_edit(fact_model, records, [0, 1], editor=editor, n_samples=2, progress=False)
+
+
+@few
+def test_an_editor_that_forgets_its_layer_is_warned_of(fact_model, records):
+    with pytest.warns(UserWarning, match="score the same, to the last bit; .*edits at the layer that it is given"):
+        locate_vs_edit(fact_model, records, [0, 1], editor=lambda layer: editor(0), n_samples=2, progress=False)
+
+
+@few
 def test_rome_is_the_default_method(fact_model, records):
     moments = SecondMoments.identity(fact_model, [0, 1])
     config = ROMEConfig(n_prefixes=0, v_num_grad_steps=4, disabling_edit="allow")
@@ -176,6 +196,7 @@ def test_rome_is_the_default_method(fact_model, records):
     assert found.edited[1].scores == evaluate(fact_model, records[0], edit=edit).scores
 
 
+@few
 def test_facts_that_the_model_does_not_know_are_left_out_and_named(fact_model, records):
     unknown = EditRecord(EditRequest("{} is located in", "The Eiffel Tower", "Rome", "Oslo"))
     nameless = EditRecord(EditRequest("{} is located in", "The Eiffel Tower", "Rome"))

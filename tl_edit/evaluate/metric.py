@@ -73,6 +73,9 @@ class Metric:
             level: Probability to cover, between 0 and 1.
             n_resamples: Draws of as many records as there are, with replacement.
             seed: Seed of the draws.
+
+        Raises:
+            ValueError: For another level, number or seed.
         """
         share, draws = cast(object, level), cast(object, n_resamples)
         if not isinstance(share, float | int) or not 0 < share < 1 or type(draws) is not int or draws < 1:
@@ -80,6 +83,7 @@ class Metric:
                 f"interval: level is {share!r} and n_resamples is {draws!r}; expected a level between 0 and 1 and at "
                 "least one resample; the defaults are 0.95 and 2000."
             )
+        _check_seed(seed, "interval")
         return _bootstrap(self.columns[None], _only, level, n_resamples, seed)
 
     def __eq__(self, other: object) -> bool:
@@ -125,7 +129,7 @@ def paired_test(first: Metric, second: Metric, *, n_permutations: int = 10_000, 
     """Compare two metrics over the same records in the same order.
 
     Raises:
-        ValueError: If they are not over as many records and columns.
+        ValueError: If they are not over as many records and columns, or the seed is no integer.
     """
     if first.columns.shape != second.columns.shape:
         raise ValueError(
@@ -133,6 +137,7 @@ def paired_test(first: Metric, second: Metric, *, n_permutations: int = 10_000, 
             f"{list(second.columns.shape)} (columns, records); expected the same metric over the same records; "
             "evaluate both methods on the same records."
         )
+    _check_seed(seed, "paired_test")
     both = torch.stack([first.columns, second.columns])
     # What only one of them has cannot be paired.
     both = both.masked_fill(both.isnan().any(dim=0), math.nan)
@@ -231,6 +236,11 @@ def _permutation(both: Float[Tensor, "side column record"], observed: float, n_p
         extreme += int((_difference(swapped).abs() >= abs(observed) - slack).sum())
         done += size
     return extreme / total if exact else (extreme + 1) / (total + 1)
+
+
+def _check_seed(seed: object, operation: str) -> None:
+    if type(seed) is not int:
+        raise ValueError(f"{operation}: seed is {seed!r}; expected an integer; the default is 0.")
 
 
 def _portions(total: int, width: int) -> Iterator[int]:

@@ -73,8 +73,18 @@ class Evaluation:
 
     @classmethod
     def of(cls, parts: "Iterable[Evaluation]") -> "Evaluation":
-        """Several evaluations as one, e.g. of edits that were made one at a time."""
+        """Several evaluations as one, e.g. of edits that were made one at a time.
+
+        Raises:
+            ValueError: If something else is among them.
+        """
         listed = list(parts)
+        wrong = next((part for part in cast(list[object], listed) if not isinstance(part, Evaluation)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"Evaluation.of: found something of type {type(wrong).__name__}; expected evaluations; pass a list of "
+                "what evaluate(model, records, ...) returned."
+            )
         first = listed[0].provenance if listed else None
         engines = {part.engine for part in listed}
         return cls(

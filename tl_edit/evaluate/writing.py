@@ -1,8 +1,9 @@
 """What a model writes about a record's subject, and how likely it finds texts about it.
 
 Definitions are those of the ROME paper's program (Meng et al. 2022, section 3.3). Fluency and consistency are judged on
-the same texts, one for each of the record's generation prompts (see `generation`); the essence score is the perplexity
-of the record's essence texts, one after another, cut to 100 tokens.
+the same texts, one for each of the record's generation prompts (see `generation`). The essence score is the perplexity
+of the record's essence texts, one after another, cut to 100 tokens; it is divided by all of them, the first included,
+which is not predicted (`Drift` divides by those that are).
 """
 
 from collections.abc import Sequence
@@ -129,5 +130,5 @@ class Writing:
             max_tokens=ESSENCE_TOKENS,
             unpadded=bool(hooks),
         )
-        found = {i: perplexity(nll / n) for i, n, nll in zip(essences, counts, sums, strict=True)}
+        found = {i: perplexity(nll / (n + 1)) for i, n, nll in zip(essences, counts, sums, strict=True)}
         return [found.get(i) for i in range(len(self.records))]

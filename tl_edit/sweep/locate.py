@@ -6,6 +6,7 @@ method: it traces each fact at the subject's last token, edits it at each layer,
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,8 @@ from tl_edit.trace import KINDS, Kind, Noise, causal_trace
 OPERATION = "locate_vs_edit"
 Among = Literal["cells", "layers", "records"]
 REWRITE = "rewrite"
+FEW = 10
+"""With fewer records a warning is due."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -186,11 +189,14 @@ class LocateVsEdit:
 
     def __repr__(self) -> str:
         lost = f", {len(self.skipped)} left out" if self.skipped else ""
-        r2 = self.explained()
+        r2, scores = self.explained(), self.scores()
+        # Without their intervals, whose resampling takes a while on thousands of records.
+        whole = ~scores.isnan().any(dim=1)
+        cells, records = (_correlated(self.effect[whole], scores[whole], among) for among in ("cells", "records"))
         return (
-            f"LocateVsEdit({len(self.records)} records{lost}, layers {list(self.layers)}, {self.kind}: rank "
-            f"correlation with the rewrite score {self.correlation()}, within layers "
-            f"{self.correlation(among='records')}; R^2 of the layer {r2['layer']:.2f}, with the effect "
+            f"LocateVsEdit({len(self.records)} record{'' if len(self.records) == 1 else 's'}{lost}, layers "
+            f"{list(self.layers)}, {self.kind}: rank correlation with the rewrite score {cells:+.2f}, within layers "
+            f"{records:+.2f} (intervals: .correlation()); R^2 of the layer {r2['layer']:.2f}, with the effect "
             f"{r2['layer and effect']:.2f})"
         )
 
@@ -251,6 +257,8 @@ def locate_vs_edit(
         batch_size: As for `evaluate`.
         progress: Whether to show bars.
 
+    Warns, beside what these warn of, of fewer than ten records that count, and of edits that are alike at all layers.
+
     Raises:
         ValueError: For neither moments nor editor, fewer than two layers, no record that the model knows, and what
             `causal_trace`, `rome_edit` and `sweep` refuse.
@@ -310,6 +318,18 @@ def locate_vs_edit(
     left = [i for i, record in enumerate(known) if id(record) not in failed]
     skipped += [(record, failed[id(record)]) for record in known if id(record) in failed]
     compared = found.compare().evaluations
+    if len(left) < FEW:
+        warnings.warn(
+            f"{OPERATION}: {len(left)} of {len(listed)} records count; expected {FEW} or more, as correlations and "
+            "intervals over so few say little; give more records that the model knows.",
+            stacklevel=2,
+        )
+    if all(compared[f"layer {layer}"].scores == compared[f"layer {chosen[0]}"].scores for layer in chosen):
+        warnings.warn(
+            f"{OPERATION}: the edits of all layers score the same, to the last bit; expected them to differ; see "
+            "whether the editor edits at the layer that it is given.",
+            stacklevel=2,
+        )
     return LocateVsEdit(
         layers=tuple(chosen),
         kind=kind,
