@@ -147,7 +147,8 @@ def metrics_html(methods: Methods, heading: str) -> str:
         (key, MEASURES[key].name, *(show_metric(key, found.get(key)) for found in methods.values()), _ns(methods, key))
         for key in there
     ]
-    return show.table(rows, columns=("", "", *methods, "n"), heading=heading)
+    shown = f"{heading}; rates and magnitudes in per cent, ± one standard error"
+    return show.table(rows, columns=("", "", *methods, "n"), heading=shown)
 
 
 def metric_rows(methods: Methods, seed: int) -> list[dict[str, Any]]:

@@ -205,9 +205,7 @@ class LocateVsEdit:
         rows = [
             (
                 str(layer),
-                f"{float(self.effect[:, i].mean()):.3f}",
-                f"{float(scores[:, i].nanmean()):.3f}",
-                f"{float(control[:, i].nanmean()):.3f}",
+                *(f"{round(float(each[:, i].nanmean()), 3) + 0.0:.3f}" for each in (self.effect, scores, control)),
             )
             for i, layer in enumerate(self.layers)
         ]

@@ -50,8 +50,7 @@ def sweep(
         batch: Records that are edited together: 1 for single edits; mass-editing methods take more.
         folder: Where results go as they come, as lines of JSON. A run that was stopped goes on from there, with equal
             results (one of each method is computed again and compared); records and methods may be added. `Sweep.load`
-            reads it. Needed with several processes (``accelerate launch``), which
-            share the batches.
+            reads it. Needed with several processes (``accelerate launch``), which share the batches.
         distracted: As for `evaluate`.
         kl: As for `evaluate`.
         texts: As for `evaluate`.
