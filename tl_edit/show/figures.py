@@ -1,125 +1,14 @@
-"""Pictures: labelled arrays in, HTML, axes or frames out. Knows no method; the only file that touches matplotlib.
-
-HTML uses inline styles only, no script and nothing from the network, so that it survives untrusted notebooks and
-saved pages. Labels are escaped here and nowhere else.
-"""
+"""Figures: matplotlib's axes, drawn on and returned, never shown; the only file that touches matplotlib."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
-
-MAX_CELLS = 6_000
-"""Cells that one HTML heatmap shows; larger ones show every second, third, ... column."""
-
-BLUE, RED = (33, 102, 172), (178, 24, 43)
-"""Of positive and negative values; told apart by colour-blind readers, too."""
-
-
-def table(rows: Sequence[tuple[str, ...]], *, columns: Sequence[str] = (), heading: str = "") -> str:
-    """An HTML table of names and what stands beside them, perhaps with names of the columns and a line above."""
-    style = 'style="text-align:left;padding:2px 12px 2px 0"'
-    lines = [f"<tr>{''.join(f'<th {style}>{escape(name)}</th>' for name in columns)}</tr>"] if columns else []
-    lines += [
-        f"<tr><th {style}>{escape(name)}</th>{''.join(f'<td {style}>{escape(value)}</td>' for value in values)}</tr>"
-        for name, *values in rows
-    ]
-    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
-    return f'{above}<table style="border-collapse:collapse">{"".join(lines)}</table>'
-
-
-def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Float[Tensor, "..."]]) -> Any:
-    """A pandas frame of labelled arrays with the same axes: one row for each entry, one column for each axis and array.
-
-    Raises:
-        ImportError: If pandas is not installed, naming ``operation``.
-    """
-    pandas = extra("pandas", operation)
-    index = pandas.MultiIndex.from_product(list(axes.values()), names=list(axes))
-    return pandas.DataFrame({name: value.flatten().tolist() for name, value in values.items()}, index).reset_index()
-
-
-def frame_of_rows(operation: str, rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A pandas frame of rows that name their values.
-
-    Raises:
-        ImportError: If pandas is not installed, naming ``operation``.
-    """
-    return extra("pandas", operation).DataFrame(list(rows))
-
-
-def visible(token: str) -> str:
-    """A token as text that shows its line breaks, and that it is there at all."""
-    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
-    return shown if shown.strip() else "␣" * max(1, len(shown))
-
-
-def heatmaps_html(
-    tables: Sequence[Float[Tensor, "row column"]],
-    *,
-    titles: Sequence[str],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    heading: str,
-    unit: str,
-    per_line: int | None = None,
-) -> str:
-    """Heatmaps with the same rows and columns on one symmetric scale; hovering shows the value.
-
-    Args:
-        tables: The values.
-        titles: One for each table.
-        rows: Labels of the rows (tokens).
-        columns: Labels of the columns (layers).
-        heading: Text above.
-        unit: What the values are.
-        per_line: Tables that stand side by side, in columns; None for as many as there is room for.
-    """
-    top = max((float(table.abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
-    step = -(-len(rows) * len(columns) // MAX_CELLS)
-    cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
-    layout = "display:flex;flex-wrap:wrap"
-    if per_line is not None:
-        layout = f"display:grid;grid-template-columns:repeat({per_line},max-content);overflow-x:auto"
-    lines = f'<div style="{layout};gap:8px 16px">{"".join(cells)}</div>'
-    note = f" Every {step}th column is shown." if step > 1 else ""
-    scale = f"{escape(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}"
-    return (
-        f'<div style="font-family:sans-serif;font-size:12px"><div style="margin:4px 0">{escape(heading)}</div>{lines}'
-        f'<div style="margin:4px 0;opacity:.75">{scale}</div></div>'
-    )
-
-
-def _table(
-    table: Float[Tensor, "row column"], title: str, rows: Sequence[str], columns: Sequence[str], top: float, step: int
-) -> str:
-    shown = range(0, len(columns), max(1, step))
-    head = "".join(f'<th style="font-weight:normal;padding:0 2px">{escape(columns[c])}</th>' for c in shown)
-    body = "".join(
-        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{escape(visible(label))}</td>'
-        + "".join(_cell(float(table[r, c]), top, f"{visible(label)}, {columns[c]}") for c in shown)
-        + "</tr>"
-        for r, label in enumerate(rows)
-    )
-    return (
-        f'<div><div style="text-align:center">{escape(title)}</div>'
-        f'<table style="border-collapse:collapse;font-size:12px">'
-        f"<tr><th></th>{head}</tr>{body}</table></div>"
-    )
-
-
-def _cell(value: float, top: float, label: str) -> str:
-    red, green, blue = BLUE if value >= 0 else RED
-    shade = f"background-color:rgba({red},{green},{blue},{min(1.0, abs(value) / top):.3f})"
-    size = "width:18px;min-width:18px;height:14px;padding:0"
-    return (
-        f'<td title="{escape(label)}: {value:.4f}" style="{shade};{size};border:1px solid rgba(128,128,128,.15)"></td>'
-    )
+from tl_edit.show.text import visible
 
 
 def plot_heatmaps(

@@ -1,0 +1,80 @@
+"""Heatmaps as HTML tables: inline styles only, no script; hovering shows the value."""
+
+from collections.abc import Sequence
+from html import escape
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit.show.text import visible
+
+MAX_CELLS = 6_000
+"""Cells that one HTML heatmap shows; larger ones show every second, third, ... column."""
+
+BLUE, RED = (33, 102, 172), (178, 24, 43)
+"""Of positive and negative values; told apart by colour-blind readers, too."""
+
+
+def heatmaps_html(
+    tables: Sequence[Float[Tensor, "row column"]],
+    *,
+    titles: Sequence[str],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    heading: str,
+    unit: str,
+    per_line: int | None = None,
+) -> str:
+    """Heatmaps with the same rows and columns on one symmetric scale; hovering shows the value.
+
+    Args:
+        tables: The values.
+        titles: One for each table.
+        rows: Labels of the rows (tokens).
+        columns: Labels of the columns (layers).
+        heading: Text above.
+        unit: What the values are; empty where something else says it, and the scale.
+        per_line: Tables that stand side by side, in columns; None for as many as there is room for.
+    """
+    top = max((float(table.abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
+    step = -(-len(rows) * len(columns) // MAX_CELLS)
+    cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
+    layout = "display:flex;flex-wrap:wrap"
+    if per_line is not None:
+        layout = f"display:grid;grid-template-columns:repeat({per_line},max-content);overflow-x:auto"
+    lines = f'<div style="{layout};gap:8px 16px">{"".join(cells)}</div>'
+    note = f" Every {step}th column is shown." if step > 1 else ""
+    scale = f"{escape(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}" if unit else note
+    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
+    below = f'<div style="margin:4px 0;opacity:.75">{scale}</div>' if scale else ""
+    return f'<div style="font-family:sans-serif;font-size:12px">{above}{lines}{below}</div>'
+
+
+def _table(
+    table: Float[Tensor, "row column"], title: str, rows: Sequence[str], columns: Sequence[str], top: float, step: int
+) -> str:
+    shown = range(0, len(columns), max(1, step))
+    head = "".join(f'<th style="font-weight:normal;padding:0 2px">{escape(columns[c])}</th>' for c in shown)
+    body = "".join(
+        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{escape(visible(label))}</td>'
+        + "".join(_cell(float(table[r, c]), top, f"{visible(label)}, {columns[c]}") for c in shown)
+        + "</tr>"
+        for r, label in enumerate(rows)
+    )
+    return (
+        f'<div><div style="text-align:center">{escape(title)}</div>'
+        f'<table style="border-collapse:collapse;font-size:12px">'
+        f"<tr><th></th>{head}</tr>{body}</table></div>"
+    )
+
+
+def _cell(value: float, top: float, label: str) -> str:
+    size = "width:18px;min-width:18px;height:14px;padding:0;border:1px solid rgba(128,128,128,.15)"
+    return f'<td title="{escape(label)}: {value:.4f}" style="{shade(value, top)};{size}"></td>'
+
+
+def shade(value: float, top: float) -> str:
+    """The style of a background: blue for positive values, red for negative ones, full at ``top``; NaN has none."""
+    red, green, blue = BLUE if value >= 0 else RED
+    strength = 0.0 if value != value else min(1.0, abs(value) / top)
+    return f"background-color:rgba({red},{green},{blue},{strength:.3f})"

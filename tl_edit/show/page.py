@@ -1,0 +1,84 @@
+"""One self-contained HTML page with everything in it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, cast
+
+from tl_edit.show.view import View, library_script
+
+STYLE = (
+    "body{font-family:sans-serif;max-width:1100px;margin:24px auto;padding:0 16px;line-height:1.5}"
+    "@media (prefers-color-scheme:dark){body{background:#161616;color:#e4e4e4}}"
+    "section{margin:24px 0}img{max-width:100%}"
+)
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+"""The page may run what is in it and fetch nothing."""
+
+
+def page(views: Sequence[object], *, title: str) -> str:
+    """An HTML page.
+
+    Args:
+        views: A text is a paragraph, and a heading where it begins with "# "; anything with ``_repr_html_`` stands as
+            in a notebook; axes of matplotlib become images.
+        title: Of the page.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    body = "".join(f"<section>{_section(view)}</section>" for view in views)
+    script = library_script() if any(isinstance(view, View) for view in views) else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{script}<h1>{escape(title)}</h1>{body}"
+        "</body></html>"
+    )
+
+
+def save_html(path: str | Path, *views: object, title: str = "tl_edit") -> None:
+    """Write results, views and texts as one page that opens anywhere, without the network.
+
+    Args:
+        path: The file; what was there is replaced.
+        views: Results of this package, `View`s, axes of matplotlib, texts (headings with "# " before them), or anything
+            else that shows itself in a notebook as HTML.
+        title: Of the page.
+
+    Raises:
+        ValueError: If there is nothing to show, something cannot be shown, or the file cannot be written.
+    """
+    if not views:
+        raise ValueError("save_html: found nothing to show; expected results, views or texts; pass some, e.g. a trace.")
+    whole = page(views, title=title)
+    target = Path(path).expanduser()
+    try:
+        target.write_text(whole, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"save_html: {target} cannot be written ({error.strerror}); expected a file in a folder that is there; "
+            "choose another path."
+        ) from error
+
+
+def _section(view: object) -> str:
+    if isinstance(view, str):
+        return f"<h2>{escape(view[2:])}</h2>" if view.startswith("# ") else f"<p>{escape(view)}</p>"
+    if isinstance(view, View):
+        return view.markup()
+    shown = cast(Any, view)
+    if hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
+        return html
+    figure = getattr(shown.flat[0] if hasattr(view, "flat") else shown, "figure", None)
+    if figure is None or not hasattr(figure, "savefig"):
+        raise ValueError(
+            f"save_html: found something of type {type(view).__name__}; expected results of this package, views, "
+            "axes of matplotlib, texts, or what shows itself in a notebook; leave it out."
+        )
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150, facecolor="white")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'

@@ -1,0 +1,42 @@
+"""Tables: HTML with inline styles only, and pandas frames."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit.extras import extra
+
+
+def table(rows: Sequence[tuple[str, ...]], *, columns: Sequence[str] = (), heading: str = "") -> str:
+    """An HTML table of names and what stands beside them, perhaps with names of the columns and a line above."""
+    style = 'style="text-align:left;padding:2px 12px 2px 0"'
+    lines = [f"<tr>{''.join(f'<th {style}>{escape(name)}</th>' for name in columns)}</tr>"] if columns else []
+    lines += [
+        f"<tr><th {style}>{escape(name)}</th>{''.join(f'<td {style}>{escape(value)}</td>' for value in values)}</tr>"
+        for name, *values in rows
+    ]
+    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
+    return f'{above}<table style="border-collapse:collapse">{"".join(lines)}</table>'
+
+
+def frame(operation: str, axes: Mapping[str, Sequence[Any]], values: Mapping[str, Float[Tensor, "..."]]) -> Any:
+    """A pandas frame of labelled arrays with the same axes: one row for each entry, one column for each axis and array.
+
+    Raises:
+        ImportError: If pandas is not installed, naming ``operation``.
+    """
+    pandas = extra("pandas", operation)
+    index = pandas.MultiIndex.from_product(list(axes.values()), names=list(axes))
+    return pandas.DataFrame({name: value.flatten().tolist() for name, value in values.items()}, index).reset_index()
+
+
+def frame_of_rows(operation: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A pandas frame of rows that name their values.
+
+    Raises:
+        ImportError: If pandas is not installed, naming ``operation``.
+    """
+    return extra("pandas", operation).DataFrame(list(rows))

@@ -1,0 +1,25 @@
+"""Tokens as people see them: nothing is invisible, and nothing is taken for markup."""
+
+from html import escape
+
+ZERO_WIDTH_SPACE = "\u200b"
+
+
+def visible(token: str) -> str:
+    """A token as text that shows its line breaks, and that it is there at all."""
+    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+    return shown if shown.strip() else "␣" * max(1, len(shown))
+
+
+def cell_text(token: str) -> str:
+    """A token as text of an HTML document."""
+    return escape(visible(token))
+
+
+def for_components(token: str) -> str:
+    """A token for circuitsvis, which takes some tokens for HTML and others for text.
+
+    A space without width after ``<`` and ``&`` reads the same either way, and ends all markup.
+    """
+    shown = visible(token)
+    return shown.replace("<", f"<{ZERO_WIDTH_SPACE}").replace("&", f"&{ZERO_WIDTH_SPACE}")
