@@ -12,6 +12,7 @@ from rich.text import Text
 from tl_edit import Edit
 from tl_edit import evaluate as evaluate_records
 from tl_edit.command import inputs, options
+from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, metrics_plain, metrics_table, model_plain
 
 
@@ -29,8 +30,8 @@ def add(commands: Any) -> None:
         ],
         allow_abbrev=False,
     )
-    parser.add_argument("--edit", metavar="FILE", help="an edit to switch on, a file of Edit.save")
-    parser.add_argument("--out", metavar="FILE", help="keep all scores (Evaluation.load reads them)")
+    parser.add_argument("--edit", type=path, metavar="FILE", help="an edit to switch on, a file of Edit.save")
+    parser.add_argument("--out", type=path, metavar="FILE", help="keep all scores (Evaluation.load reads them)")
     options.describe(
         parser,
         "python -m tl_edit evaluate --limit 5 --distracted",
@@ -46,7 +47,6 @@ def run(given: argparse.Namespace) -> Report:
     Raises:
         ValueError: If the options cannot be used.
     """
-    inputs.check_out(given)
     records = inputs.records_of(given)
     texts = inputs.texts_of(given.perplexity, "--perplexity")
     edit = None if given.edit is None else Edit.load(given.edit)

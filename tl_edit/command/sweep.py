@@ -16,6 +16,7 @@ from rich.text import Text
 from tl_edit import Comparison, Sweep
 from tl_edit import sweep as sweep_records
 from tl_edit.command import inputs, options
+from tl_edit.command.parsing import Several, names, path
 from tl_edit.command.report import Report, methods_table, metrics_plain, model_plain, plain_table
 from tl_edit.evaluate import PairedTest
 from tl_edit.sweep.named import NAMES, NamedMethods, check_names, named_methods
@@ -42,13 +43,15 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--methods",
+        type=names,
+        action=Several,
         nargs="+",
         default=["none", "rome"],
         metavar="NAME",
         help=f"some of {', '.join(NAMES)} (default: none rome)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="records edited together (default: 1)")
-    parser.add_argument("--folder", help="keep results as they come, and go on where a run was stopped")
+    parser.add_argument("--folder", type=path, help="keep results as they come, and go on where a run was stopped")
     table = parser.add_mutually_exclusive_group()
     table.add_argument("--markdown", action="store_true", help="print the papers' table in Markdown, and nothing else")
     table.add_argument("--latex", action="store_true", help="print the papers' table in LaTeX, and nothing else")

@@ -18,6 +18,7 @@ from tl_edit import AverageTrace, CausalTrace, causal_trace, trace_facts
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
+from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.factworld import facts
 from tl_edit.trace import ROLES
@@ -39,11 +40,13 @@ def add(commands: Any) -> None:
     one.add_argument("--prompt", help="a text whose next token is the answer")
     one.add_argument("--subject", help="the subject as it stands in the prompt; alone: one of the bundled facts'")
     one.add_argument("--answer", help="the answer to follow (default: what the model says)")
-    one.add_argument("--out", metavar="FILE", help="keep the trace (CausalTrace.load reads it)")
+    one.add_argument("--out", type=path, metavar="FILE", help="keep the trace (CausalTrace.load reads it)")
     many = parser.add_argument_group("many facts")
-    many.add_argument("--facts", metavar="FILE", help="a file of known facts, known_1000, or bundled")
+    many.add_argument("--facts", type=path, metavar="FILE", help="a file of known facts, known_1000, or bundled")
     many.add_argument("--limit", type=int, metavar="N", help="take the first N facts (default: all)")
-    many.add_argument("--folder", help="keep each fact's trace as it is done, and go on where a run was stopped")
+    many.add_argument(
+        "--folder", type=path, help="keep each fact's trace as it is done, and go on where a run was stopped"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--samples", type=int, default=10, metavar="N", help="noise draws (default: 10)")
     how.add_argument(
@@ -84,7 +87,6 @@ def run(given: argparse.Namespace) -> Report:
 
 
 def _one(given: argparse.Namespace) -> Report:
-    inputs.check_out(given)
     prompt, subject = given.prompt, given.subject
     if prompt is None:
         known = select(given, facts()) if is_bundled(given.model) else []
@@ -165,7 +167,6 @@ def _peaks(trace: CausalTrace) -> Table:
 
 
 def _many(given: argparse.Namespace) -> Report:
-    inputs.check_limit(given)
     known = inputs.facts_of(given, given.limit)
     model = inputs.model_of(given)
     average = trace_facts(
