@@ -3,11 +3,13 @@
 Alone it tells a fact's whole story on the bundled model, offline: locate, edit, check, undo. The commands are `trace`,
 `edit`, `evaluate`, `sweep` and `reproduce`, one file each; options that several have are in `options`.
 
-Exit codes: 0, all went well; 1, the edit did not take, or the weights were not restored; 2, the input cannot be used;
-130, stopped by the user.
+Exit codes: 0, all went well; 1, the edit did not take, or the weights were not restored; 2, the input cannot be used,
+or the output not be written; 130, stopped by the user.
 
 With ``--json`` a command writes exactly one JSON object to standard output, and everything else to standard error.
-Numbers that are not finite are null; rates are from 0 to 1, in the metric's own unit. All objects have ``command`` and
+Numbers that are not finite are null. Probabilities, effects, rates and magnitudes are from 0 to 1 there, KL is in nats
+and GE in bits; tables for a person have metrics in per cent (KL in nats, GE in bits times 100), and probabilities and
+effects from 0 to 1. Only ``reproduce`` has the papers' units in its JSON, too. All objects have ``command`` and
 ``tl_edit`` (the version); each command's file says what else is in its own.
 """
 

@@ -21,7 +21,16 @@ from tl_edit.command import inputs, options
 from tl_edit.command.bundled import bundled_record, own_record
 from tl_edit.command.models import is_bundled
 from tl_edit.command.parsing import path
-from tl_edit.command.report import Report, methods_table, metrics_plain, model_plain, plain_table
+from tl_edit.command.report import (
+    ERRORS,
+    Report,
+    legend,
+    methods_table,
+    metric_keys,
+    metrics_plain,
+    model_plain,
+    plain_table,
+)
 from tl_edit.host import Model
 from tl_edit.story import as_object, top_answers, visible
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
@@ -117,11 +126,13 @@ def run(given: argparse.Namespace) -> Report:
         "seconds": seconds,
         "out": given.out,
     }
+    metrics = {"before": before.found.metrics(), "after": after.found.metrics()}
     shown = [
         Text(str(records[0].request) if len(records) == 1 else f"{len(records)} edits", style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),
         *([_answers(before, after), Text("")] if before.answers else []),
-        methods_table({"before": before.found.metrics(), "after": after.found.metrics()}),
+        methods_table(metrics),
+        Text(legend(metric_keys(metrics)) + (f" {ERRORS}" if len(records) > 1 else ""), style="dim"),
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),

@@ -66,6 +66,12 @@ def records_of(options: argparse.Namespace, default: str = BUNDLED) -> tuple[Edi
     Raises:
         ValueError: If there are none, or they cannot be read.
     """
+    if options.records is None and default == BUNDLED and not is_bundled(options.model):
+        warnings.warn(
+            f"--records is not given, and {options.model} is asked about bundled facts, which it may not know; pass "
+            "--records counterfact, or a file of yours.",
+            stacklevel=2,
+        )
     if options.records is None:
         options.records = BUNDLED if is_bundled(options.model) else default
     if options.records == BUNDLED:

@@ -1,9 +1,11 @@
 """``trace``: where a model looks a fact up, or many facts on average.
 
-The JSON of one fact has ``model``, ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
+The JSON of one fact has ``model``, ``seed``, ``samples`` (noise draws), ``noise`` (in standard deviations of the
+embeddings), ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
 ``layers``, ``window``, ``engine``, ``out``, and ``effects``: by kind, ``at_subject_last`` (indirect effect by layer),
-``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). That of many has
-``model``, ``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
+``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities and
+effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
+``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
 ``layers``, ``window``, ``count`` (observations by role), and ``effects``: by kind and role, ``effect`` and
 ``standard_error`` (of the effect within facts) by layer.
 """
@@ -89,11 +91,17 @@ def run(given: argparse.Namespace) -> Report:
 def _one(given: argparse.Namespace) -> Report:
     prompt, subject = given.prompt, given.subject
     if prompt is None:
-        known = select(given, facts()) if is_bundled(given.model) else []
+        bundled = is_bundled(given.model)
+        known = select(given, facts()) if bundled else []
         if not known:
+            why = (
+                f"{subject!r} is no subject of a bundled fact"
+                if bundled
+                else f"--subject alone chooses a fact of the bundled model, which --model {given.model} is not"
+            )
             raise ValueError(
-                f"trace: --prompt is missing, and {subject!r} is no subject of a bundled fact on the bundled model; "
-                "expected a text with the subject in it; pass e.g. --prompt 'The Space Needle is in the city of'."
+                f"trace: --prompt is missing, and {why}; expected a text with the subject in it, whose next token is "
+                f"the answer; pass e.g. --prompt '{subject} is in the city of'."
             )
         prompt, subject = known[0].trained_templates[0].format(known[0].subject), known[0].subject
     model = inputs.model_of(given)
@@ -113,6 +121,7 @@ def _one(given: argparse.Namespace) -> Report:
         trace.save(given.out)
     plain = {
         "model": model_plain(model, trace.provenance.prepend_bos),
+        **_how(given),
         **{name: getattr(trace, name) for name in ("prompt", "subject", "answer", "clean", "corrupted")},
         **{name: getattr(trace, name) for name in ("total_effect", "layers", "window", "engine")},
         "out": given.out,
@@ -135,6 +144,11 @@ def _one(given: argparse.Namespace) -> Report:
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
     ]
     return Report(plain=plain, shown=shown)
+
+
+def _how(given: argparse.Namespace) -> dict[str, object]:
+    """What makes the noise."""
+    return {"seed": given.seed, "samples": given.samples, "noise": given.noise}
 
 
 def _effects(trace: CausalTrace, kind: Any) -> dict[str, object]:
@@ -182,6 +196,7 @@ def _many(given: argparse.Namespace) -> Report:
     )
     plain = {
         "model": model_plain(model, inputs.bos_of(given, model)),
+        **_how(given),
         "facts": given.facts,
         **{name: getattr(average, name) for name in ("n_facts", "skipped", "clean", "corrupted")},
         **{name: getattr(average, name) for name in ("total_effect", "total_effect_error", "layers", "window")},

@@ -28,7 +28,7 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"\blayers=", "--layers"),
     (r"\bn_tokens=(?=\d)", "--generate "),
     (r"\bbatch_size=(?=\d)", "--batch-size "),
-    (r"\bfolder= ?", "--folder "),
+    (r"\bfolder=", "--folder"),
     (r"\bsnippets=", "--snippets"),
     (r"\bmax_tokens\b", "--max-tokens"),
     (r"rename them with columns=\{.*", "rename them in the file, or leave them as they are."),
