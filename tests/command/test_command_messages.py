@@ -75,6 +75,7 @@ EARLY = [
     (("trace", *EIFFEL, "--noise", -1), ("--noise -1",)),
     (("trace", *EIFFEL, "--window", 0), ("--window 0",)),
     (("trace", "--facts", "bundled", "--folder", "file.txt"), ("--folder file.txt", "is a file")),
+    (("trace", *EIFFEL, "--prompt", "The Louvre is in"), ("'Eiffel Tower' does not occur in --prompt 'The Louvre",)),
     (("trace", *EIFFEL, "--model", "gpt2"), ("--prompt is missing", "--model gpt2 is not")),
     (("edit", *EIFFEL, "--layer", -1), ("--layer -1", "0 or more")),
     (("edit", *EIFFEL, "--layers", 0, -2), ("--layers -2",)),
@@ -82,6 +83,7 @@ EARLY = [
     (("edit", *EIFFEL, "--max-tokens", 0), ("--max-tokens 0",)),
     (("edit", *EIFFEL, "--texts", "no.txt"), ("--texts no.txt", "wikipedia, pile")),
     (("edit", *EIFFEL, "--moments", "no.npz"), ("--moments no.npz", "no such file")),
+    (("edit", *EIFFEL, "--moments", "file.txt"), ("--moments file.txt", "of another kind")),
     (("edit", *EIFFEL, "--moments", "file.txt/new"), ("--moments file.txt/new", "is a file")),
     (("edit", *EIFFEL, "--relation", "place of birth"), ("'place of birth'", "expected one that it has: location;")),
     (("edit", *EIFFEL, "--model", "gpt2"), ("--target-new missing", "--model gpt2 has no bundled facts")),
@@ -205,6 +207,12 @@ def test_every_help_ends_with_the_exit_codes(capsys):
         ("out of memory; pass batch_size=64.", "out of memory; pass --batch-size 64."),
         ("a larger max_tokens, and no folder; pass folder=.", "a larger --max-tokens, and no folder; pass --folder."),
         ("it; read it with read_known_facts, for trace_facts.", "it; give it to --facts of the command trace."),
+        ("more texts, or solve with a ridge, e.g. moment.with_ridge(1e-3).", "more texts."),
+        (
+            "unknown; rename or leave out with columns={'a': 'b', 'c': None}.",
+            "unknown; rename them in the file, or leave them out there.",
+        ),
+        ("SecondMoments.load: x holds no files", "--moments: x holds no files"),
         ("no edit can change layer 3, which has player=5", "no edit can change layer 3, which has player=5"),
     ],
 )

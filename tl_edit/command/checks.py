@@ -98,6 +98,11 @@ def _check_moments(options: argparse.Namespace) -> None:
             )
         if not path.exists():
             _check_folder(path, "--moments")
+        if path.is_file() and path.suffix not in (".npz", ".safetensors"):
+            raise ValueError(
+                f"--moments {path}: it is a file of another kind; expected .safetensors of SecondMoment.save, .npz of "
+                "the published programs, or a folder of one of them; check the path."
+            )
 
 
 def _check_out(path: str | None) -> None:

@@ -104,6 +104,11 @@ def _one(given: argparse.Namespace) -> Report:
                 f"the answer; pass e.g. --prompt '{subject} is in the city of'."
             )
         prompt, subject = known[0].trained_templates[0].format(known[0].subject), known[0].subject
+    if subject not in prompt:
+        raise ValueError(
+            f"trace: --subject {subject!r} does not occur in --prompt {prompt!r}; expected it there, with the same "
+            "capitals; write it as the prompt does."
+        )
     model = inputs.model_of(given)
     trace = causal_trace(
         model,

@@ -8,6 +8,7 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"^read_known_facts: ", "--facts: "),
     (r"^TfIdf\.load: ", "--tfidf: "),
     (r"^Edit\.load: ", "--edit: "),
+    (r"^SecondMoments?\.(load|from_npz|save): ", "--moments: "),
     (r"(--(?:texts|perplexity) [^:]*: )read_texts: ", r"\1"),
     # Calls.
     (r"read_records\(['\"]([^'\"]+)['\"]\)", r"--records \1"),
@@ -17,6 +18,8 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"read it with read_records", "give it to --records"),
     (r"TfIdf\.fit\(texts\)", "leave --tfidf out"),
     (r"call second_moment\(\.\.\.\) with", "measure again with --texts of"),
+    (r", or solve with a ridge, e\.g\. moment\.with_ridge\([^)]*\)", ""),
+    (r"files of the published programs are for SecondMoment.*", "or name another."),
     # Arguments.
     (r"\bprepend_bos=True\b", "--prepend-bos"),
     (r"\bprepend_bos=False\b", "--no-prepend-bos"),
@@ -31,7 +34,7 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"\bfolder=", "--folder"),
     (r"\bsnippets=", "--snippets"),
     (r"\bmax_tokens\b", "--max-tokens"),
-    (r"rename them with columns=\{.*", "rename them in the file, or leave them as they are."),
+    (r"(rename them|rename or leave out) with columns=\{.*", "rename them in the file, or leave them out there."),
 )
 """Patterns in the library's messages, where they would mislead, and what stands for them on a command line."""
 
