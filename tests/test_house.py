@@ -19,7 +19,6 @@ FLOORS = {
     "settings": 0,
     "extras": 0,
     "sources": 0,
-    "stopped": 0,
     "show": 1,
     "attach": 1,
     "archive": 1,

@@ -1,10 +1,5 @@
 """Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
 
-from tl_edit import stopped as _stopped  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-# That comes before what takes a second, for the command line's sake.
-
-# isort: split
 from tl_edit.data import (
     EditRecord,
     KnownFact,

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,14 +9,12 @@ from pathlib import Path
 import pytest
 
 import tl_edit
-from tl_edit import stopped
 from tl_edit.command import command_parser, models, parsing
 from tl_edit.command import evaluate as evaluate_command
 from tl_edit.command.report import HALF_WIDTHS, legend
 from tl_edit.command.words import as_options
 from tl_edit.evaluate import MEASURES
 
-REPOSITORY = Path(tl_edit.__file__).parents[1]
 EIFFEL = ("--subject", "Eiffel Tower")
 
 
@@ -287,49 +283,7 @@ def test_generate_without_a_number_takes_what_fits(run):
     assert "has a context of 64; published texts have 100" in err
 
 
-# --- stopped, and nothing to write to ------------------------------------------------------------------
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for others")
-def test_stopped_while_importing(tmp_path):
-    """The first thing that takes long is torch; here, a user stops it."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(5)\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "tl_edit", "trace"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])},
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "tl_edit: stopped.\n")
-
-
-def test_only_the_command_line_ends_quietly(monkeypatch):
-    for argv, original, expected in (
-        (["-m"], ["python", "-m", "tl_edit", "trace"], True),
-        (["-m"], ["python", "-m", "pytest"], False),
-        (["/somewhere/bin/tl-edit", "trace"], ["python", "/somewhere/bin/tl-edit"], True),
-        (["notebook.py", "tl_edit"], ["python", "notebook.py", "tl_edit"], False),
-        ([], ["python"], False),
-    ):
-        monkeypatch.setattr(sys, "argv", argv)
-        monkeypatch.setattr(sys, "orig_argv", original)
-        assert stopped.is_program() is expected, original
-
-
-def test_an_interrupt_is_an_exception_again_in_a_command(run):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        stopped.ends_quietly()
-        assert signal.getsignal(signal.SIGINT) is stopped._end
-        run("trace")
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stopped.ends_quietly()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, "as for what runs in the background"
-    finally:
-        signal.signal(signal.SIGINT, before)
+# --- nothing to write to ---------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")

@@ -26,7 +26,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from tl_edit import stopped
 from tl_edit.command import edit, evaluate, reproduce, sweep, tell, trace
 from tl_edit.command.checks import check
 from tl_edit.command.inputs import first_process
@@ -43,7 +42,6 @@ SHOWN_WARNINGS = 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    stopped.becomes_exception()
     try:
         try:
             return _main(list(sys.argv[1:] if arguments is None else arguments))
