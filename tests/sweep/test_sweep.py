@@ -28,6 +28,7 @@ from tl_edit import (
     rome_edit,
     sweep,
 )
+from tl_edit.sweep.runner import _furthest
 
 CITIES = ("Rome", "Berlin", "Oslo", "Lima")
 RECORDS = tuple(
@@ -218,6 +219,13 @@ class Leaving:
 def test_methods_that_do_not_restore_the_weights_are_noticed(model):
     with pytest.raises(ValueError, match="'bad', or one that ran before it, did not leave the model's weights"):
         sweep(model, RECORDS, {"bad": lambda model, requests: Leaving()}, **SETTINGS)
+
+
+def test_what_decides_between_equal_probabilities_may_be_absent_from_older_folders():
+    before = [{"efficacy": [{"prob_new": 0.0, "prob_true": 0.0}]}]
+    now = [{"efficacy": [{"prob_new": 0.0, "prob_true": 0.0, "tied": (-800.0, -900.0)}]}]
+    assert _furthest(before, now) == _furthest(now, before) == 0.0
+    assert _furthest(before, [{"efficacy": [{"prob_new": 0.0}]}]) == float("inf")
 
 
 def test_what_was_measured_on_spoiled_weights_is_not_kept(tmp_path):
