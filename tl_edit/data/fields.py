@@ -74,8 +74,8 @@ def label(fields: Fields, name: str) -> str:
     Raises:
         ValueError: If it is neither.
     """
-    found = present(fields, name)
-    if found is None:
+    found = fields.get(name)
+    if found is None or found != found:
         return ""
     if not isinstance(found, str | int | float):
         raise ValueError(f"{name} is {shown(found)}; expected a string or a number")
