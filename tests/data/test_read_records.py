@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tl_edit import EditRecord, EditRequest, KnownFact, Malformed, Records, read_known_facts, read_records, write_records
+from tl_edit import (
+    EditRecord,
+    EditRequest,
+    KnownFact,
+    Malformed,
+    Records,
+    read_known_facts,
+    read_records,
+    write_records,
+)
 
 SAMPLES = Path(__file__).parent
 OWN = '{"relation": "{} is in", "subject": "Rome", "target_new": "Spain"}'
@@ -238,7 +247,10 @@ def test_keys_that_are_there_twice_are_malformed(tmp_path):
     """Python's JSON keeps the last one and says nothing."""
     twice = OWN.replace('"Spain"', '"Spain", "target_new": "Italy"')
     inside = '{"relation": "{} is in", "subject": "Rome", "target_new": "Spain", "name": {"a": 1, "a": 2}}'
-    for name, content in (("x.json", f"[{OWN},\n{twice},\n{inside},\n{OWN}]"), ("x.jsonl", "\n".join((OWN, twice, inside, OWN)))):
+    for name, content in (
+        ("x.json", f"[{OWN},\n{twice},\n{inside},\n{OWN}]"),
+        ("x.jsonl", "\n".join((OWN, twice, inside, OWN))),
+    ):
         with pytest.warns(UserWarning, match="2 of 4 rows"):
             records = read_records(written(tmp_path / name, content))
         assert [str(each) for each in records.malformed] == [
@@ -287,7 +299,12 @@ def test_row_numbers_of_pandas_are_left_out(tmp_path, index):
 
 def test_a_list_where_a_text_is_expected(tmp_path):
     """A table's cells are strings all of them, so a list would be taken for words."""
-    lines = ["relation,subject,target_new", '{} is in,Rome,"[""Spain""]"', "{} is in,Rome,['Spain']", "{} is in,Rome,[sic]"]
+    lines = [
+        "relation,subject,target_new",
+        '{} is in,Rome,"[""Spain""]"',
+        "{} is in,Rome,['Spain']",
+        "{} is in,Rome,[sic]",
+    ]
     with pytest.warns(UserWarning, match=r"line 2: target_new is '\[\"Spain\"\]'; expected words, not a list of them"):
         records = read_records(written(tmp_path / "x.csv", "\n".join(lines)))
     assert [each.where for each in records.malformed] == ["line 2", "line 3"]
@@ -297,9 +314,7 @@ def test_a_list_where_a_text_is_expected(tmp_path):
 def test_long_cells_of_tables(tmp_path):
     """Python's own limit would make rows of what is left of such a cell."""
     limit, long = csv.field_size_limit(), "so it is\n" * 30_000
-    path = written(
-        tmp_path / "x.csv", f'relation,subject,target_new,reference_texts\n{{}} is in,Rome,Spain,"{long}"\n'
-    )
+    path = written(tmp_path / "x.csv", f'relation,subject,target_new,reference_texts\n{{}} is in,Rome,Spain,"{long}"\n')
     for many in (limit, 100):
         csv.field_size_limit(many)
         try:

@@ -461,7 +461,9 @@ def test_two_runs_in_one_folder_at_a_time_are_refused(model, tmp_path):
     """The second begins while the first computes an edit."""
 
     def second(model, requests):
-        with pytest.raises(ValueError, match=rf"another run works in .*\(process {os.getpid()} on .*, since 2.*one at a"):
+        with pytest.raises(
+            ValueError, match=rf"another run works in .*\(process {os.getpid()} on .*, since 2.*one at a"
+        ):
             sweep(model, RECORDS, {"none": no_edit}, folder=tmp_path / "run", **SETTINGS)
         return any_edit(model, requests)
 

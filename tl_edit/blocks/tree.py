@@ -92,13 +92,11 @@ class _Tree:
         self.paths[number] = self._path
 
 
-def forests(
-    rows: Sequence[Tokens], *, size: int, device: torch.device, first: int | None = None
-) -> Iterator[Forest]:
+def forests(rows: Sequence[Tokens], *, size: int, device: torch.device, first: int | None = None) -> Iterator[Forest]:
     """All rows of tokens, in forests of at most ``size`` nodes, or of one row if it is longer.
 
-    Rows may repeat, and be the beginnings of others. Each forest is made when it is asked for, since its mask takes more
-    memory than its rows; the one with row ``first`` comes first.
+    Rows may repeat, and be the beginnings of others. Each forest is made when it is asked for, since its mask takes
+    more memory than its rows; the one with row ``first`` comes first.
     """
     plan = _planned(rows, size)
     for trees in sorted(plan, key=lambda trees: all(first not in tree.paths for tree in trees)):

@@ -47,8 +47,8 @@ def optional_text(fields: Fields, name: str, *, within: str = "") -> str | None:
     """
     found = present(fields, name)
     if found is not None and not isinstance(found, str):
-        several = ", not a list of them" if isinstance(found, list | tuple) else ""
-        raise ValueError(f"{within}{name} is {shown(found)}; expected words{several}")
+        what, several = shown(found), ", not a list of them" if isinstance(found, list | tuple) else ""
+        raise ValueError(f"{within}{name} is {what}; expected words{several}")
     return found
 
 

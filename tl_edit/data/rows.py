@@ -172,9 +172,7 @@ def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
                     f"{operation}: {path} is no valid CSV from line {begin} on ({error}); expected cells in quotes "
                     "that are closed, with quotes inside doubled; repair it there."
                 ) from error
-            yield Row(
-                f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside doubled"
-            )
+            yield Row(f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside doubled")
             continue
         end = cells is None
         if not cells:

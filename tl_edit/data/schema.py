@@ -32,8 +32,23 @@ LISTS = frozenset({"answers", *PROMPTS, *FACTS, *TEXTS})
 
 _NUMBERS = ("case_id", "name")
 _WORDS = frozenset(
-    "relation prompt subject target_new target_true answer attribute ground_truth rephrase_prompt locality_prompt "
-    "locality_ground_truth src rephrase loc loc_ans".split()
+    [
+        "relation",
+        "prompt",
+        "subject",
+        "target_new",
+        "target_true",
+        "answer",
+        "attribute",
+        "ground_truth",
+        "rephrase_prompt",
+        "locality_prompt",
+        "locality_ground_truth",
+        "src",
+        "rephrase",
+        "loc",
+        "loc_ans",
+    ]
 )
 """Columns that hold a name or number of the record, and such that hold one text, in any schema."""
 _A_LIST = re.compile(r"""\[\s*(["']).*\1\s*\]""", re.DOTALL)

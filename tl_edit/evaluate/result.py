@@ -251,7 +251,9 @@ class Evaluation:
         for i, record in enumerate(self.scores):
             for group in (*get_args(Group), *get_args(About)):
                 for score in cast(tuple[PromptScore | FactScore, ...], getattr(record, group)):
-                    said = {name: value for name, value in asdict(score).items() if not name.startswith(("hits", "tied"))}
+                    said = {
+                        name: value for name, value in asdict(score).items() if not name.startswith(("hits", "tied"))
+                    }
                     rows.append({"record": i, "name": record.record.name, "group": group, **said})
         return rows
 
