@@ -210,7 +210,7 @@ def _not_taken(took: float, n: int) -> str:
 def _took(found: Evaluation) -> float:
     """Share of the requests that the model takes the new object for."""
     taken = [
-        score.prob_new > score.prob_true if score.prob_true is not None else score.says_new
+        score.says_new if score.prefers_new is None else score.prefers_new
         for record in found.scores
         for score in record.efficacy
     ]
