@@ -5,11 +5,13 @@ import functools
 
 import pytest
 import torch
+from interrupts import Interrupts
 from tiny_models import Case, available_cases, build, interfaces
 from torch import nn
 
-from tl_edit import attach, host
+from tl_edit import attach, forward, host, tokens
 from tl_edit.attach import attached
+from tl_edit.blocks.base import OrdinaryPass
 
 LAYER = 1
 TOKENS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -200,6 +202,91 @@ def test_unknown_names_are_refused_with_close_ones_and_leave_nothing(interface, 
         entered = True
     assert not entered
     assert all_hooks(model) == before
+
+
+def attach_some(model):
+    with attached(model, [(name, Counter()) for name in (EMBED, host.value_name(model, LAYER), RESID)]):
+        pass
+
+
+def read_some_logits(model):
+    forward.logits_at(model, tokens.pad(model, [TOKENS[0]]), torch.tensor([2, 3]))
+
+
+def record_a_pass(model):
+    OrdinaryPass.of(model, tokens.pad(model, [TOKENS[0]]))
+
+
+ATTACHES = [
+    (attach_some, "_forward_hooks"),
+    (read_some_logits, "_forward_pre_hooks"),
+    (record_a_pass, "_forward_pre_hooks"),
+]
+
+
+def all_dictionaries(model):
+    """What torch keeps of hooks, by module: also what goes with them."""
+    return {
+        (name, kind): list(kept)
+        for name, module in model.named_modules()
+        for kind, kept in vars(module).items()
+        if "_hooks" in kind and isinstance(kept, dict)
+    }
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("attach_ours", "kind"), ATTACHES)
+@pytest.mark.parametrize("case", available_cases(["gpt2", "gemma2"]), ids=str)
+def test_an_interrupt_while_a_hook_is_attached_leaves_none(case, attach_ours, kind, when, monkeypatch):
+    """Ctrl-C comes before or after the n-th hook is in torch's dictionary, and before anybody has its handle."""
+    model = shared(case)
+    model(TOKENS)
+    name = "register" + kind[:-1]
+    register = getattr(nn.Module, name)
+    user = model.blocks[0].register_forward_pre_hook(lambda module, inputs: None)
+    before, n, happened = all_dictionaries(model), 0, True
+    while happened:
+        happened, left = False, n
+
+        def interrupted(*arguments, **options):
+            nonlocal happened, left
+            handle = register(*arguments, **options) if when == "after" or left else None
+            left -= 1
+            if left < 0 and not happened:
+                happened = True
+                raise KeyboardInterrupt
+            return handle or register(*arguments, **options)
+
+        with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+            patched.setattr(nn.Module, name, interrupted)
+            attach_ours(model)
+        assert all_dictionaries(model) == before, n
+        n += 1
+    user.remove()
+    assert n > (1 if attach_ours is read_some_logits else 3)
+
+
+WHILE = ("_attach", "__init__", "done", "take_off", "_take_off")
+
+
+class WhileAttaching(Interrupts):
+    """At the n-th line of what attaches hooks and takes them off."""
+
+    def __call__(self, frame, event, arg):
+        return super().__call__(frame, event, arg) if frame.f_code.co_name in WHILE else None
+
+
+@each_interface
+def test_an_interrupt_at_any_line_leaves_no_hook(interface):
+    model = shared(Case("gpt2", interface, False))
+    model(TOKENS)
+    before, n, happened = (all_hooks(model), all_dictionaries(model)), 0, True
+    while happened:
+        with contextlib.suppress(KeyboardInterrupt), WhileAttaching(n, "tl_edit/attach.py") as interrupts:
+            attach_some(model)
+        assert (all_hooks(model), all_dictionaries(model)) == before, n
+        happened, n = interrupts.raised, n + 1
+    assert n > 20
 
 
 def test_a_hook_point_of_another_family_is_refused():

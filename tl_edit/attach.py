@@ -108,24 +108,73 @@ def attached(
         ValueError: If a name is not a hook point of this model.
     """
     points = hook_points(model) if points is None else points
-    with ExitStack() as stack:
+    with _taken_off_at_the_end() as added:
         for name, function in hooks:
-            stack.callback(_attach(model, points, name, function))
+            _attach(model, points, name, function, added)
         yield
 
 
-def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn) -> Callable[[], None]:
-    """Attach one hook; returns what removes it."""
+@contextmanager
+def before_forward(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], *, with_kwargs: bool = False
+) -> Generator[None, None, None]:
+    """Attach functions that see the arguments of modules, for the duration of the block; see `attached`."""
+    with _taken_off_at_the_end() as added:
+        for module, function in hooks:
+            added.append(_Added(module, "_forward_pre_hooks"))
+            module.register_forward_pre_hook(function, with_kwargs=with_kwargs)
+            added[-1].done()
+        yield
+
+
+class _Added:
+    """A hook of ours on a module, which can be taken off however far attaching it came; made before."""
+
+    def __init__(self, module: nn.Module, kind: str) -> None:
+        self._state, self._kind = vars(module), kind
+        self._before = set(self._state[kind])
+        self._own: set[int] | None = None
+
+    def done(self) -> None:
+        """It is attached; what comes now is not ours."""
+        self._own = self._state[self._kind].keys() - self._before
+
+    def take_off(self) -> None:
+        """Take it off; again, if need be."""
+        # Where attaching was interrupted, nobody else has attached anything since.
+        own = self._state[self._kind].keys() - self._before if self._own is None else self._own
+        points = self._state.get("fwd_hooks")
+        if points is not None:
+            points[:] = [handle for handle in points if handle.hook.id not in own]
+        for kind in (self._kind, f"{self._kind}_with_kwargs", f"{self._kind}_always_called"):
+            for number in own:
+                self._state.get(kind, {}).pop(number, None)
+
+
+@contextmanager
+def _taken_off_at_the_end() -> Generator[list[_Added], None, None]:
+    """A list of what is to be taken off."""
+    added: list[_Added] = []
+    with ExitStack() as stack:
+        # Twice, since Ctrl-C may interrupt the first time; a second Ctrl-C is beyond us.
+        for _ in range(2):
+            stack.callback(_take_off, added)
+        yield added
+
+
+def _take_off(added: Sequence[_Added]) -> None:
+    for each in added:
+        each.take_off()
+
+
+def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn, added: list[_Added]) -> None:
+    """Attach one hook, and note before that it is to be taken off."""
     point = points.get(name)
     if point is not None:
+        added.append(_Added(point, "_forward_hooks"))
         point.add_hook(function)
-        handle = point.fwd_hooks[-1]
-
-        def remove() -> None:
-            handle.hook.remove()
-            point.fwd_hooks[:] = [other for other in point.fwd_hooks if other is not handle]
-
-        return remove
+        added[-1].done()
+        return
     site = re.fullmatch(r"blocks\.(\d+)\.mlp", name)
     # The name that `value_name` gives where no hook point sees the value.
     if site and int(site[1]) < n_layers(model) and value_name(model, int(site[1])) == name:
@@ -133,7 +182,11 @@ def _attach(model: Model, points: Mapping[str, Any], name: str, function: HookFn
         def forward_hook(_module: nn.Module, _inputs: object, output: Tensor) -> Any:
             return function(output, hook=None)
 
-        return mlp_of(model, int(site[1])).register_forward_hook(forward_hook).remove
+        mlp = mlp_of(model, int(site[1]))
+        added.append(_Added(mlp, "_forward_hooks"))
+        mlp.register_forward_hook(forward_hook)
+        added[-1].done()
+        return
     close = difflib.get_close_matches(name, list(points), n=3)
     raise ValueError(
         f"attaching a hook: {name!r} is not a hook point of {model_name(model)}; "

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_edit import tokens
-from tl_edit.attach import attached
+from tl_edit.attach import attached, before_forward
 from tl_edit.hooks import capture
 from tl_edit.host import HookFn, Model, NamedHook, model_name
 from tl_edit.tokens import TokenBatch
@@ -44,11 +44,8 @@ def logits_at(model: Model, batch: TokenBatch, places: Int[Tensor, " read"]) -> 
         shown.append(len(places))
         return (args[0].flatten(0, 1)[places.to(args[0].device)][None], *args[1:])
 
-    handle = cast(nn.Module, cast(Any, model).unembed).register_forward_pre_hook(show)
-    try:
+    with before_forward([(cast(Any, model).unembed, show)]):
         found = model(batch.tokens, attention_mask=_mask(model, batch), return_type="logits")
-    finally:
-        handle.remove()
     return found[0] if len(shown) == 1 and found.shape[:2] == (1, len(places)) else None
 
 

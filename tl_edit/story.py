@@ -183,7 +183,7 @@ class Story:
         self.console.print()
         self.console.print(_metrics(before, after))
         answer = new.efficacy[0]
-        return answer.says_new if answer.prob_true is None else answer.prob_new > answer.prob_true
+        return answer.says_new if answer.prefers_new is None else answer.prefers_new
 
     def undone(self, weights: str, before: Evaluation, record: EditRecord) -> bool:
         """Proof that the weights are what they were."""

@@ -1,6 +1,8 @@
 """Trees hold each beginning of their rows once, and attention sees what came before in a row."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -36,6 +38,22 @@ def test_every_row_is_there_once(seed, size):
     for forest in found:
         assert len(forest.tokens) <= max(size, 9)
         nodes_of(forest, rows)
+
+
+def test_forests_are_made_one_by_one_and_may_begin_with_one_that_is_chosen():
+    rows, alive, most = some_rows(3), weakref.WeakSet(), 0
+    found = []
+    for forest in forests(rows, size=9, device=CPU, first=17):
+        alive.add(forest)
+        gc.collect()
+        most = max(most, len(alive))
+        found.append(list(forest.paths))
+        del forest
+    assert len(found) > 5
+    assert most == 1
+    assert 17 in found[0]
+    assert 17 not in next(forests(rows, size=9, device=CPU)).paths, "it would not come first by itself"
+    assert sorted(number for paths in found for number in paths) == list(range(len(rows)))
 
 
 def test_one_tree_holds_each_beginning_once(monkeypatch):

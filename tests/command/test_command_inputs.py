@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tl_edit import SecondMoments, host
+from tl_edit.command import inputs
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -25,7 +27,7 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("evaluate", "--edit", "none.safetensors"), ("none.safetensors",)),
         (("evaluate", "--perplexity", "no.txt", "--edit", "x"), ("--perplexity no.txt", "no file or folder")),
         (("evaluate", "--tfidf", "x"), ("--tfidf x", "--generate")),
-        (("evaluate", "--limit", 1, "--generate"), ("--generate 100", "context of 64", "--generate 64")),
+        (("evaluate", "--limit", 1, "--generate", 100), ("--generate 100", "context of 64", "--generate 64")),
         (("evaluate", "--limit", 1, "--generate", 20, "--tfidf", "none"), ("none", "idf.npy")),
         (("trace",), ("either --subject", "--facts")),
         (("trace", *EIFFEL, "--facts", "bundled"), ("not both",)),
@@ -34,7 +36,7 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("trace", "--subject", "Atlantis"), ("--prompt is missing", "Atlantis")),
         (("trace", "--facts", "none.json"), ("none.json",)),
         (("trace", "--facts", "bundled", "--limit", 0), ("--limit 0",)),
-        (("trace", *EIFFEL, "--samples", 0), ("n_samples",)),
+        (("trace", *EIFFEL, "--samples", 0), ("--samples 0", "1 or more")),
         (("edit",), ("nothing says what to edit", "--subject")),
         (("edit", *EIFFEL, "--records", "bundled"), ("--subject does not go with --records",)),
         (("edit", *EIFFEL, "--limit", 3), ("--limit goes with --records",)),
@@ -51,14 +53,14 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("sweep", "--methods", "none", "none"), ("a method twice",)),
         (("sweep", "--methods", "none", "random"), ("'random' takes its norm", "add e.g. rome")),
         (("sweep", "--methods", "rome", "--batch", 3), ("rome edits one record at a time", "the batch is 3")),
-        (("sweep", "--methods", "none", "--batch", 0, "--limit", 1), ("batch is 0",)),
-        (("sweep", "--methods", "none", "--limit", 1, "--texts", "no.txt", "--batch-size", 0), ("batch_size is 0",)),
+        (("sweep", "--methods", "none", "--batch", 0, "--limit", 1), ("--batch 0",)),
+        (("sweep", "--methods", "none", "--limit", 1, "--batch-size", 0), ("--batch-size 0",)),
         (("sweep", "--limit", 1, "--texts", "no.txt"), ("--texts no.txt", "no file or folder")),
         (("reproduce", "trace-averages", "--limit", 0), ("--limit 0",)),
         (("reproduce", "memit-scaling", "--n", 5, "--limit", 3), ("5 edits at once", "3 records", "--n")),
         (("reproduce", "rome-counterfact", "--records", "none.json"), ("none.json",)),
         (("evaluate", "--model", "no-such-model-anywhere", "--records", "bundled"), ("could not load", "--model")),
-        (("evaluate", "--device", "nowhere", "--limit", 1), ("could not load", "the device")),
+        (("evaluate", "--device", "nowhere", "--limit", 1), ("--device nowhere", "expected one of cpu")),
     ],
 )
 def test_code_2_with_advice(run, arguments, words):
@@ -105,9 +107,10 @@ def test_the_folder_of_another_run(run, moments):
     assert "other records" in err
 
 
-def test_texts_beside_moments_that_are_there_are_warned_of(run, moments):
+def test_texts_beside_moments_that_are_there_are_warned_of(run, moments, tmp_path):
+    (tmp_path / "texts.txt").write_text("", "utf-8")
     code, _, err = run(
-        "sweep", "--methods", "rome", "--limit", 1, "--moments", moments, "--texts", "none.txt", "--quiet"
+        "sweep", "--methods", "rome", "--limit", 1, "--moments", moments, "--texts", "texts.txt", "--quiet"
     )
     assert code == 0
     assert "--texts would only count where it had to be measured" in err.replace("\n", " ")
@@ -124,9 +127,10 @@ def test_an_edit_of_another_model(run, moments, tiny_folder):
 
 
 def test_moments_that_do_not_fit(run, moments, tmp_path, fact_model, tiny_folder):
-    code, _, err = run("edit", *EIFFEL, "--layer", 3, "--moments", moments)
+    file = moments / "layer-1.safetensors"
+    code, _, err = run("edit", *EIFFEL, "--layer", 3, "--moments", file)
     assert code == 2
-    assert "has layers [0, 1]; expected [3]" in err
+    assert "has layers [1]; expected [3]" in err
     ask = ("--relation", "The {} is in", "--target-new", "Rome", "--layer", 0)
     code, _, err = run("edit", "--model", tiny_folder, *EIFFEL, *ask, "--moments", moments)
     assert code == 2
@@ -150,6 +154,46 @@ def test_published_files_and_a_folder_to_keep_moments_in(plain, moments, tmp_pat
     again = plain(*ask, "--moments", "new", "--texts", "texts.txt")
     assert kept["norms"] == again["norms"], "what is kept is read again, and no text"
     assert from_npz["norms"]["0"] == pytest.approx(kept["norms"]["0"], rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [1, 0], ids=["a layer is there", "an empty folder"])
+def test_a_folder_gets_the_layers_it_lacks(plain, moments, tmp_path, monkeypatch, number):
+    folder = tmp_path / "growing"
+    folder.mkdir()
+    known = SecondMoments.load(moments)
+    if number:
+        known[0].save(folder / "layer-0.safetensors")
+    asked = []
+
+    def measured(model, texts, layers, **_):
+        asked.append(list(layers))
+        return SecondMoments(known[layer] for layer in layers)
+
+    monkeypatch.setattr(inputs, "second_moment", measured)
+    ask = ("edit", *EIFFEL, "--target-new", "Rome", "--method", "memit", "--layers", "0,1", "--moments", folder)
+    first = plain(*ask)
+    assert asked == [[0, 1][number:]]
+    assert list(SecondMoments.load(folder)) == [0, 1]
+    assert plain(*ask)["norms"] == first["norms"]
+    assert len(asked) == 1, "what is kept is read again"
+
+
+@pytest.mark.usefixtures("quick")
+def test_layers_of_other_texts_are_warned_of(run, moments, tmp_path):
+    replace(SecondMoments.load(moments)[0], count=99_000).save(tmp_path / "layer-0.safetensors")
+    ask = ("edit", *EIFFEL, "--target-new", "Rome", "--method", "memit", "--layers", 0, 1, "--moments", ".", "--quiet")
+    code, _, err = run(*ask)
+    assert code == 0
+    assert "layer 0 is of 99,000 tokens and layer 1 is of 33,886 tokens; expected the same --texts" in err
+
+
+def test_a_folder_with_something_else_is_left_alone(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "louvre.jpg").write_text("", "utf-8")
+    code, _, err = run("edit", *EIFFEL, "--target-new", "Rome", "--moments", "photos")
+    assert code == 2
+    assert "--moments photos: the folder holds louvre.jpg, but no second moments" in err
+    assert [file.name for file in (tmp_path / "photos").iterdir()] == ["louvre.jpg"]
 
 
 def test_a_model_without_published_settings_needs_a_layer(run, tiny_folder):

@@ -205,7 +205,7 @@ def test_a_sweep_compares_methods(plain, moments, run):
     code, out, _ = run(*ask, "--markdown", "--quiet")
     assert code == 0
     assert out.startswith("| method | S ↑ |")
-    assert [line.split(" |")[0] for line in out.splitlines()[2:]] == ["| none", "| rome", "| random"]
+    assert [line.split(" |")[0] for line in out.splitlines()[2:5]] == ["| none", "| rome", "| random"]
     code, out, _ = run(*ask, "--latex", "--quiet")
     assert out.startswith(r"\begin{tabular}")
 

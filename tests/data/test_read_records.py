@@ -1,6 +1,7 @@
 """Records from files: what becomes of each layout, what is malformed, what is refused."""
 
 import copy
+import csv
 import json
 import pickle
 import subprocess
@@ -10,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tl_edit import EditRecord, EditRequest, KnownFact, Malformed, Records, read_known_facts, read_records
+from tl_edit import (
+    EditRecord,
+    EditRequest,
+    KnownFact,
+    Malformed,
+    Records,
+    read_known_facts,
+    read_records,
+    write_records,
+)
 
 SAMPLES = Path(__file__).parent
 OWN = '{"relation": "{} is in", "subject": "Rome", "target_new": "Spain"}'
@@ -189,7 +199,9 @@ def test_all_malformed_is_an_error(tmp_path):
         ({"prompt": "Rome {} is in"}, "has 2 placeholders"),
         ({"relation": 5}, "relation is 5; expected words"),
         ({"relation": "{} is", "target_true": ["Italy"]}, r"target_true is \['Italy'\]; expected words"),
-        ({"relation": "{} is", "target_true": ""}, "target_true is ''; expected words"),
+        ({"relation": "{} is", "target_true": ["Italy"]}, "expected words, not a list of them"),
+        ({"relation": "{} is", "subject": ""}, "subject is ''; expected words"),
+        ({"relation": "{} is", "target_new": float("nan")}, "target_new is nan; expected words"),
         ({"relation": "{} is", "paraphrase_prompts": {"a": 1}}, "paraphrase_prompts is {'a': 1}; expected a list"),
         ({"relation": "{} is", "paraphrase_prompts": [" "]}, "paraphrase_prompts holds ' '"),
         ({"relation": "{} is", "other_facts": ["ab"]}, r"other_facts holds 'ab'; expected \[prompt, answer\]"),
@@ -197,6 +209,13 @@ def test_all_malformed_is_an_error(tmp_path):
         ({"relation": "{} is", "unrelated_facts": "a"}, "unrelated_facts is 'a'; expected a list"),
         ({"relation": "{} is", "reference_texts": [3]}, "reference_texts holds 3"),
         ({"relation": "{} is", "name": ["x"]}, r"name is \['x'\]; expected a string or a number"),
+        (
+            {"relation": "{} is", "paraphrase_prompts": ["{} lies in"]},
+            "paraphrase_prompts holds '{} lies in'; expected whole prompts; write the subject in place of '{}'",
+        ),
+        ({"relation": "{} is", "neighborhood_prompts": "{} lies in"}, "neighborhood_prompts holds '{} lies in'"),
+        ({"relation": "{} is", "generation_prompts": ["a", "{}"]}, "generation_prompts holds '{}'"),
+        ({"relation": "{} is", "other_facts": [["{} has", "hills"]]}, "other_facts holds '{} has'; expected whole"),
         ({"relation": "{} is", "subject": " Rome"}, "begins or ends with a space"),
     ],
 )
@@ -222,6 +241,92 @@ def test_where_no_row_is_one_each_is_told(tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"{why}.*\n(.*\n)*Nothing is left"):
             read_records(written(tmp_path / name, content))
+
+
+def test_keys_that_are_there_twice_are_malformed(tmp_path):
+    """Python's JSON keeps the last one and says nothing."""
+    twice = OWN.replace('"Spain"', '"Spain", "target_new": "Italy"')
+    inside = '{"relation": "{} is in", "subject": "Rome", "target_new": "Spain", "name": {"a": 1, "a": 2}}'
+    for name, content in (
+        ("x.json", f"[{OWN},\n{twice},\n{inside},\n{OWN}]"),
+        ("x.jsonl", "\n".join((OWN, twice, inside, OWN))),
+    ):
+        with pytest.warns(UserWarning, match="2 of 4 rows"):
+            records = read_records(written(tmp_path / name, content))
+        assert [str(each) for each in records.malformed] == [
+            "line 2: it has the key 'target_new' twice; expected each once",
+            "line 3: it has the key 'a' twice; expected each once",
+        ]
+
+
+def test_what_pandas_writes_for_nothing_is_nothing(tmp_path):
+    optional = ("prompt", "target_true", "paraphrase_prompts", "other_facts", "reference_texts", "name", "relation_id")
+    for nothing in (float("nan"), "", None):
+        path = rows(tmp_path / "x.json", {**json.loads(OWN), **dict.fromkeys(optional, nothing)})
+        assert tuple(read_records(path)) == (EditRecord(EditRequest("{} is in", "Rome", "Spain")),)
+
+
+def test_numbers_of_records_are_whole(tmp_path):
+    """In a column that lacks some, pandas makes 1.0 of 1."""
+    flat = {"prompt": "Rome is in", "subject": "Rome", "target_new": "Spain", "ground_truth": "Italy"}
+    path = rows(tmp_path / "x.json", {"case_id": 1.0, **flat}, {"case_id": float("nan"), **flat})
+    assert [record.name for record in read_records(path)] == ["1", ""]
+    table = "\n".join(["case_id,prompt,subject,target_new,ground_truth", "1.0,Rome is in,Rome,Spain,Italy",
+                       ",Rome is in,Rome,Spain,Italy", "1.5,Rome is in,Rome,Spain,1.0"])  # fmt: skip
+    records = read_records(written(tmp_path / "x.csv", table))
+    assert [record.name for record in records] == ["1", "", "1.5"]
+    assert records[2].request.target_true == "1.0"
+    own = written(tmp_path / "x.csv", "relation,subject,target_new,id\n{} is in,Rome,Spain,7.0\n")
+    assert read_records(own, columns={"id": "name"})[0].name == "7"
+    named = [EditRecord(EditRequest("{} is in", "Rome", "Spain"), name="1.0")]
+    assert list(read_records(write_records(tmp_path / "x.jsonl", named))) == named
+
+
+@pytest.mark.parametrize("index", ["", "Unnamed: 0"])
+def test_row_numbers_of_pandas_are_left_out(tmp_path, index):
+    expected = (EditRecord(EditRequest("{} is in", "Rome", "Spain")),) * 2
+    head = f"{index},relation,subject,target_new"
+    path = written(tmp_path / "x.csv", f"{head}\n0,{{}} is in,Rome,Spain\n1,{{}} is in,Rome,Spain\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuple(read_records(path)) == tuple(read_records(path, columns={index: None})) == expected
+    assert read_records(path, columns={index: "name"})[1].name == "1"
+    words = written(tmp_path / "x.csv", f"{head}\n0,{{}} is in,Rome,Spain\nwords,{{}} is in,Rome,Spain\n")
+    with pytest.raises(ValueError, match=rf"'{index}' \(line 2\) are unknown.*leave out with columns="):
+        read_records(words)
+    assert tuple(read_records(words, columns={index: None})) == expected
+
+
+def test_a_list_where_a_text_is_expected(tmp_path):
+    """A table's cells are strings all of them, so a list would be taken for words."""
+    lines = [
+        "relation,subject,target_new",
+        '{} is in,Rome,"[""Spain""]"',
+        "{} is in,Rome,['Spain']",
+        "{} is in,Rome,[sic]",
+    ]
+    with pytest.warns(UserWarning, match=r"line 2: target_new is '\[\"Spain\"\]'; expected words, not a list of them"):
+        records = read_records(written(tmp_path / "x.csv", "\n".join(lines)))
+    assert [each.where for each in records.malformed] == ["line 2", "line 3"]
+    assert records[0].request.target_new == "[sic]"
+
+
+def test_long_cells_of_tables(tmp_path):
+    """Python's own limit would make rows of what is left of such a cell."""
+    limit, long = csv.field_size_limit(), "so it is\n" * 30_000
+    path = written(tmp_path / "x.csv", f'relation,subject,target_new,reference_texts\n{{}} is in,Rome,Spain,"{long}"\n')
+    for many in (limit, 100):
+        csv.field_size_limit(many)
+        try:
+            records = read_records(path)
+            assert csv.field_size_limit() == many
+        finally:
+            csv.field_size_limit(limit)
+        assert (len(records), records.malformed, records[0].reference_texts) == (1, (), (long,))
+    open_quote = written(tmp_path / "x.csv", f'relation,subject,target_new\n{{}} is in,Rome,"{long}')
+    with pytest.raises(ValueError, match="no valid CSV from line 2 on"):
+        read_records(open_quote)
+    assert csv.field_size_limit() == limit
 
 
 def test_absent_and_null_are_the_same(tmp_path):
@@ -305,7 +410,8 @@ def test_rows_of_a_table_that_do_not_fit(tmp_path):
         ("", "holds no rows; expected some to read; choose another file"),
         ("relation,subject,target_new\n", "holds no rows"),
         ("relation;subject;target_new\n{} is;Rome;Spain\n", "separated by ';'; expected commas"),
-        ("relation,,target_new\n{} is,Rome,Spain\n", "expected a name for each, and each once"),
+        ("relation,,\n{} is,Rome,Spain\n", "expected a name for each, and each once"),
+        ("relation,,target_new\n{} is,Rome,Spain\n", r"of which '' \(line 2\) are unknown and without subject"),
         ("subject,subject,target_new\n{} is,Rome,Spain\n", "expected a name for each, and each once"),
         (
             'relation,subject,target_new\n{} is,Rome,Spain\n{} is,"Rome,Spain\n{} is,a,b\n',
@@ -420,7 +526,7 @@ def test_snippets_that_do_not_fit(tmp_path):
     for content in ("[]", "{", '{"P1": {"Q1": ["x"]}}', '{"P1": {"Q1": [{"name": "x", "text": 5}]}}', '{"P1": 3}'):
         with pytest.raises(ValueError, match="is not of the published kind"):
             read_records(path, snippets=written(tmp_path / "x.json", content))
-    with pytest.raises(ValueError, match="missing.json cannot be read"):
+    with pytest.raises(ValueError, match=r"missing.json is no file; expected the published .*; check the path, or"):
         read_records(path, snippets=tmp_path / "missing.json")
     with pytest.warns(UserWarning, match="has no texts for any of these records"):
         read_records(path, snippets=written(tmp_path / "x.json", '{"P1": {}}'))
@@ -444,6 +550,11 @@ def test_known_facts_of_records_and_of_ones_own(tmp_path):
         KnownFact("Rome is in", "Rome", "Italy"),
         KnownFact("Paris is in", "Paris", None),
     )
+    true = "prompt,subject,target_true\nRome is in,Rome,Italy\n"
+    assert tuple(read_known_facts(written(tmp_path / "x.csv", true))) == (KnownFact("Rome is in", "Rome", "Italy"),)
+    both = {"prompt": "Rome is in", "subject": "Rome", "answer": "Italy", "target_true": "Spain"}
+    with pytest.raises(ValueError, match="answer is 'Italy' and target_true 'Spain'; expected one of them"):
+        read_known_facts(rows(tmp_path / "x.json", both))
     with pytest.raises(ValueError, match="holds zsRE"):
         read_known_facts(SAMPLES / "zsre_mend_eval.json")
     with pytest.raises(ValueError, match=r"'anwser' \(line 2\) are unknown"):

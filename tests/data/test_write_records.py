@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tl_edit import EditRecord, EditRequest, read_records, write_records
 
 WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
-PROMPT = WORDS.filter(lambda text: not text.endswith(" "))
+PROMPT = WORDS.filter(lambda text: not text.endswith(" ") and "{}" not in text)
 PAIR = st.tuples(PROMPT, WORDS)
 
 

@@ -11,7 +11,8 @@ from jaxtyping import TypeCheckError
 from some_edits import make_edit
 
 from tl_edit import EditRecord, EditRequest, Evaluation, applied_edits, evaluate, host
-from tl_edit.evaluate import FactScore, Metric, PromptScore, RecordScores
+from tl_edit.evaluate import FactScore, Metric, Opinion, PromptScore, Question, RecordScores, Sheet, opinions
+from tl_edit.evaluate.plain import plain_scores, read_scores
 
 REQUEST = EditRequest("{} is in", "The Eiffel Tower", "Rome", "Paris")
 RECORD = EditRecord(REQUEST)
@@ -53,6 +54,69 @@ def test_success_is_averaged_within_records_and_then_over_them():
     assert BY_HAND.paraphrase.mean == pytest.approx((1 / 2 + 1) / 2)
     assert BY_HAND.neighborhood.mean == pytest.approx(3 / 4)
     assert [BY_HAND.efficacy.n, BY_HAND.neighborhood.n] == [2, 1]
+
+
+def collected(answers: dict[str, tuple[float, ...]], predicted: int = 0) -> RecordScores:
+    """The scores of a record whose answers, new and true by turns, have these log-probabilities."""
+    model = tiny_models.build("gpt2")
+    record = replace(RECORD, paraphrase_prompts=("Its city is",), neighborhood_prompts=("The Louvre is in",))
+    sheet = Sheet(model, [record], False)
+    said = [Opinion(log_probs, (False,) * len(log_probs), predicted) for log_probs in answers.values()]
+    return sheet._collect(record, iter([(opinion, None) for opinion in said]))
+
+
+UNLIKELY = {
+    "new": (-700.0, -900.0),  # -800 per token
+    "true": (-900.0,),
+    "new again": (-1000.0,),
+    "true again": (-900.0, -902.0, -898.0),
+    "new elsewhere": (-math.inf,),
+    "true elsewhere": (-2000.0,),
+}
+
+
+def test_objects_too_unlikely_for_a_float_are_told_apart(tmp_path):
+    """All probabilities underflow to zero; their logarithms are compared, as published."""
+    assert math.exp(-800.0) == 0.0
+    found = Evaluation(scores=(collected(UNLIKELY),))
+    assert all(score.prob_new == score.prob_true == 0.0 for score in (*found.scores[0].efficacy,))
+    assert found.scores[0].efficacy[0].tied == (-800.0, -900.0)
+    assert (found.efficacy.mean, found.paraphrase.mean, found.neighborhood.mean) == (1.0, 0.0, 1.0)
+    assert found.magnitude("efficacy").mean == 0.0
+    found.save(tmp_path / "found")
+    assert Evaluation.load(tmp_path / "found").scores == found.scores
+    opposite = dict(zip(UNLIKELY, [UNLIKELY["true"], UNLIKELY["new"], *list(UNLIKELY.values())[2:]], strict=True))
+    assert Evaluation(scores=(collected(opposite),)).efficacy.mean == 0.0
+
+
+def test_equally_likely_objects_are_no_success_of_either():
+    for one in (-900.0, -1.0, -math.inf):
+        found = Evaluation(scores=(collected(dict.fromkeys(UNLIKELY, (one,))),))
+        assert (found.efficacy.mean, found.paraphrase.mean, found.neighborhood.mean) == (0.0, 0.0, 0.0)
+
+
+def test_scores_of_earlier_versions_are_read():
+    """They have probabilities alone, which say the same unless both are zero."""
+    plain = plain_scores(BY_HAND.scores[0])
+    assert all("tied" not in score for score in (*plain["efficacy"], *plain["paraphrase"], *plain["other_facts"]))
+    assert read_scores(RECORD, plain) == BY_HAND.scores[0]
+    assert plain_scores(collected(UNLIKELY))["efficacy"][0]["tied"] == (-800.0, -900.0)
+
+
+@pytest.mark.parametrize("interface", tiny_models.interfaces())
+def test_success_of_a_model_that_is_sure_of_something_else(interface):
+    """With logits ten thousand times as large, what is not the likeliest has a probability of zero."""
+    model = tiny_models.build("gpt2", interface, dtype=torch.float64)
+    name = "ln_final.hook_normalized"
+    hooks = [(name, lambda act, hook: 1e4 * act)]
+    record = replace(RECORD, paraphrase_prompts=("Its city is", "One says that it is in"))
+    found = evaluate(model, record, hooks=hooks, prepend_bos=False)
+    scores = (*found.scores[0].efficacy, *found.scores[0].paraphrase)
+    assert any(score.prob_new == score.prob_true == 0.0 for score in scores)
+    for score in scores:
+        asked = [Question.of(model, score.prompt, answer, prepend_bos=False) for answer in ("Rome", "Paris")]
+        new, true = (sum(each.log_probs) / len(each.log_probs) for each in opinions(model, asked, hooks))
+        assert score.prefers_new == (new > true) != score.prefers_true
 
 
 def test_magnitude_is_the_difference_in_the_direction_that_should_win():

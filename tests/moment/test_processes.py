@@ -1,10 +1,12 @@
 """Several processes that were given different things are told so, each of them, before sums are added up."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,28 @@ EXPECTED = {
 }
 
 
+def ended(running: list[subprocess.Popen], timeout: float) -> list[int | None]:
+    """The exit codes of processes, which are killed when one has not ended in time; None for such."""
+    deadline = time.monotonic() + timeout
+    codes: list[int | None] = []
+    try:
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            codes.append(process.poll())
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return codes
+
+
+def test_processes_that_do_not_end_are_killed():
+    begun = [subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({n})"]) for n in (0, 300)]
+    assert ended(begun, 5) == [0, None]
+    assert begun[1].returncode != 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo needs a Unix here")
 def test_processes_that_were_given_different_things_are_told_so(tmp_path):
     with socket.socket() as found:
@@ -89,18 +113,20 @@ def test_processes_that_were_given_different_things_are_told_so(tmp_path):
         port = found.getsockname()[1]
     paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     env = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / f"{rank}.json")],
-            env=os.environ | env | {"WORLD_SIZE": "2", "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors[-3000:]
+    errors = [tmp_path / f"{rank}.err" for rank in range(2)]
+    with contextlib.ExitStack() as stack:
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(rank), str(tmp_path / f"{rank}.json")],
+                env=os.environ | env | {"WORLD_SIZE": "2", "RANK": str(rank)},
+                # A file, since a pipe that nobody empties would hold a process up.
+                stderr=stack.enter_context(errors[rank].open("w")),
+            )
+            for rank in range(2)
+        ]
+        codes = ended(running, 200)
+    # Where one failed, the other may only say that it lost it.
+    assert codes == [0, 0], "\n".join(f"{file.name}: {file.read_text()[-3000:]}" for file in errors)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     for name, message in EXPECTED.items():

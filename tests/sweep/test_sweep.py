@@ -1,6 +1,9 @@
 """Sweeps against the obvious loop; methods that break the rules; folders that go on."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +31,7 @@ from tl_edit import (
     rome_edit,
     sweep,
 )
+from tl_edit.sweep.runner import _furthest
 
 CITIES = ("Rome", "Berlin", "Oslo", "Lima")
 RECORDS = tuple(
@@ -218,6 +222,13 @@ class Leaving:
 def test_methods_that_do_not_restore_the_weights_are_noticed(model):
     with pytest.raises(ValueError, match="'bad', or one that ran before it, did not leave the model's weights"):
         sweep(model, RECORDS, {"bad": lambda model, requests: Leaving()}, **SETTINGS)
+
+
+def test_what_decides_between_equal_probabilities_may_be_absent_from_older_folders():
+    before = [{"efficacy": [{"prob_new": 0.0, "prob_true": 0.0}]}]
+    now = [{"efficacy": [{"prob_new": 0.0, "prob_true": 0.0, "tied": (-800.0, -900.0)}]}]
+    assert _furthest(before, now) == _furthest(now, before) == 0.0
+    assert _furthest(before, [{"efficacy": [{"prob_new": 0.0}]}]) == float("inf")
 
 
 def test_what_was_measured_on_spoiled_weights_is_not_kept(tmp_path):
@@ -444,6 +455,69 @@ def test_folders_with_something_else_are_refused(model, tmp_path):
     (run / "run.json").write_text("{")
     with pytest.raises(ValueError, match=r"run.json is damaged, or of another version"):
         sweep(model, RECORDS, {"none": no_edit}, folder=run, **SETTINGS)
+
+
+def test_two_runs_in_one_folder_at_a_time_are_refused(model, tmp_path):
+    """The second begins while the first computes an edit."""
+
+    def second(model, requests):
+        with pytest.raises(
+            ValueError, match=rf"another run works in .*\(process {os.getpid()} on .*, since 2.*one at a"
+        ):
+            sweep(model, RECORDS, {"none": no_edit}, folder=tmp_path / "run", **SETTINGS)
+        return any_edit(model, requests)
+
+    found = sweep(model, RECORDS[:1], {"second": second}, folder=tmp_path / "run", **SETTINGS)
+    assert found.failures == ()
+    assert len((tmp_path / "run" / "results.0.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(RuntimeError, match="a crash"):
+        sweep(model, RECORDS, {"none": no_edit, "bad": crashing}, folder=tmp_path / "run", **SETTINGS)
+    sweep(model, RECORDS[:2], {"none": no_edit}, folder=tmp_path / "run", **SETTINGS)
+
+
+def crashing(model, requests):
+    raise RuntimeError("a crash")
+
+
+def test_where_there_are_no_locks_one_goes_without(model, tmp_path, monkeypatch):
+    """A finished run in a folder that can only be read is read, and some file systems know no locks."""
+    sweep(model, RECORDS[:1], {"none": no_edit}, folder=tmp_path, **SETTINGS)
+    for error in (PermissionError("read-only"), NotImplementedError("no flock")):
+
+        def refuse(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+        assert len(sweep(model, RECORDS[:1], {"none": no_edit}, folder=tmp_path, **SETTINGS).outcomes["none"]) == 1
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from tl_edit.processes import Processes
+from tl_edit.sweep.alone import alone
+
+with alone(Path(sys.argv[1]), Processes()):
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_run_that_was_killed_keeps_nobody_out(model, tmp_path):
+    holding = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holding.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"another run works in the folder .*\(process {holding.pid} on "):
+            sweep(model, RECORDS[:1], {"none": no_edit}, folder=tmp_path, **SETTINGS)
+        assert not (tmp_path / "run.json").exists()
+    finally:
+        holding.kill()
+        holding.communicate()
+    assert (tmp_path / ".running").exists(), "it could not tidy up"
+    sweep(model, RECORDS[:1], {"none": no_edit}, folder=tmp_path, **SETTINGS)
+    assert sorted(each.name for each in tmp_path.iterdir() if each.name != ".lock") == [
+        *("records.jsonl", "results.0.jsonl", "run.json")
+    ]
 
 
 def test_hooks_of_the_user_take_part_but_not_beside_a_folder(model, tmp_path):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tl_edit import host
+from tl_edit.attach import before_forward
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 from tl_edit.tokens import TokenBatch
@@ -130,10 +131,7 @@ class OrdinaryPass:
 
             return record
 
-        with ExitStack() as stack:
-            for layer in range(len(calls)):
-                block = cast(nn.Module, model.blocks[layer])
-                stack.callback(block.register_forward_pre_hook(recorder(layer), with_kwargs=True).remove)
+        with before_forward(((model.blocks[i], recorder(i)) for i in range(len(calls))), with_kwargs=True):
             cache = {} if host.interface(model) == "HookedTransformer" else {"use_cache": True}
             logits = model(batch.tokens, attention_mask=batch.attention_mask, return_type="logits", **cache)
         found = tuple(call for call in calls if call is not None)

@@ -92,11 +92,19 @@ class _Tree:
         self.paths[number] = self._path
 
 
-def forests(rows: Sequence[Tokens], *, size: int, device: torch.device) -> Iterator[Forest]:
+def forests(rows: Sequence[Tokens], *, size: int, device: torch.device, first: int | None = None) -> Iterator[Forest]:
     """All rows of tokens, in forests of at most ``size`` nodes, or of one row if it is longer.
 
-    Rows may repeat, and be the beginnings of others.
+    Rows may repeat, and be the beginnings of others. Each forest is made when it is asked for, since its mask takes
+    more memory than its rows; the one with row ``first`` comes first.
     """
+    plan = _planned(rows, size)
+    for trees in sorted(plan, key=lambda trees: all(first not in tree.paths for tree in trees)):
+        yield _forest(trees, device)
+
+
+def _planned(rows: Sequence[Tokens], size: int) -> Iterator[list[_Tree]]:
+    """Which trees are computed together."""
     width = min(size, max(WIDTH, *map(len, rows)))
     together: list[_Tree] = []
     tree = _Tree()
@@ -110,10 +118,10 @@ def forests(rows: Sequence[Tokens], *, size: int, device: torch.device) -> Itera
     chunk: list[_Tree] = []
     for tree in together:
         if chunk and sum(len(each.tokens) for each in chunk) + len(tree.tokens) > size:
-            yield _forest(chunk, device)
+            yield chunk
             chunk = []
         chunk.append(tree)
-    yield _forest(chunk, device)
+    yield chunk
 
 
 def _forest(trees: Sequence[_Tree], device: torch.device) -> Forest:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tl_edit import EditRecord, EditRequest, KnownFact
+from tl_edit.command.models import is_bundled
 from tl_edit.factworld import RELATIONS, Fact, facts
 from tl_edit.factworld.records import article_of, edit_record, neighbors_of, objects_of, relation_template
 
@@ -72,9 +73,22 @@ def bundled_record(options: argparse.Namespace) -> EditRecord:
             "shows, or a --relation and a --target-new of your own beside it."
         )
     relation = options.relation
+    if "{}" not in relation and options.target_new is None:
+        raise ValueError(_no_such_relation(options, world))
     if "{}" not in relation:
         relation = relation_template(find_relation(relation), article_of(options.subject, world))
     return own_record(options, relation)
+
+
+def _no_such_relation(options: argparse.Namespace, world: Sequence[Fact]) -> str:
+    """What is known of the subject, where it is not what was asked for."""
+    subject = options.subject.strip().lower()
+    there = [RELATIONS[fact.relation].name for fact in world if fact.subject.lower() == subject]
+    known = f"expected one that it has: {', '.join(dict.fromkeys(there))}" if there else "it has none"
+    return (
+        f"--relation {options.relation!r}: no bundled fact of {options.subject!r} has it; {known}; choose such a fact "
+        "(python -m tl_edit --list-facts shows all), or add --target-new, what shall be said of it."
+    )
 
 
 def own_record(options: argparse.Namespace, relation: str | None) -> EditRecord:
@@ -86,9 +100,17 @@ def own_record(options: argparse.Namespace, relation: str | None) -> EditRecord:
     given = {"--subject": options.subject, "--relation": relation, "--target-new": options.target_new}
     missing = [name for name, value in given.items() if value is None]
     if missing:
+        known = (
+            "" if is_bundled(options.model) else f", since --model {options.model} has no bundled facts to choose from"
+        )
         raise ValueError(
-            f"{' and '.join(missing)} missing; expected a subject, a template with one {{}} and an object, e.g. "
+            f"{' and '.join(missing)} missing{known}; expected a subject, a template with one {{}} and an object, e.g. "
             "--subject 'The Space Needle' --relation '{} is in the city of' --target-new Paris."
+        )
+    if relation is not None and "{}" not in relation:
+        raise ValueError(
+            f"--relation {relation!r} has no {{}}, where the subject goes; expected a template such as '{{}} is in the "
+            "city of' (names of relations are for the bundled model alone); write one."
         )
     true = getattr(options, "target_true", None)
     return EditRecord(request=EditRequest(relation or "", options.subject, options.target_new, true))

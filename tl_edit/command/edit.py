@@ -20,7 +20,17 @@ from tl_edit import Edit, EditRecord, Evaluation, evaluate
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import bundled_record, own_record
 from tl_edit.command.models import is_bundled
-from tl_edit.command.report import Report, methods_table, metrics_plain, model_plain, plain_table
+from tl_edit.command.parsing import path
+from tl_edit.command.report import (
+    ERRORS,
+    Report,
+    legend,
+    methods_table,
+    metric_keys,
+    metrics_plain,
+    model_plain,
+    plain_table,
+)
 from tl_edit.host import Model
 from tl_edit.story import as_object, top_answers, visible
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
@@ -50,7 +60,9 @@ def add(commands: Any) -> None:
     one.add_argument("--target-new", help="the object to write (default: another one of a bundled fact's relation)")
     one.add_argument("--target-true", help="the object that is said now (default: what the model says)")
     parser.add_argument("--method", default="rome", metavar="NAME", help=f"one of {', '.join(EDITORS)} (default: rome)")
-    parser.add_argument("--out", metavar="FILE", help="keep the edit (Edit.load reads it, and evaluate --edit)")
+    parser.add_argument(
+        "--out", type=path, metavar="FILE", help="keep the edit (Edit.load reads it, and evaluate --edit)"
+    )
     options.describe(
         parser,
         "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors",
@@ -69,7 +81,6 @@ def run(given: argparse.Namespace) -> Report:
     """
     if given.method not in EDITORS:
         raise ValueError(f"edit: no method {given.method!r}; expected one of {', '.join(EDITORS)}; check the name.")
-    inputs.check_out(given)
     records = _records(given)
     n = len(records)
     if n > 1 and given.method in SINGLE:
@@ -115,11 +126,13 @@ def run(given: argparse.Namespace) -> Report:
         "seconds": seconds,
         "out": given.out,
     }
+    metrics = {"before": before.found.metrics(), "after": after.found.metrics()}
     shown = [
         Text(str(records[0].request) if len(records) == 1 else f"{len(records)} edits", style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),
         *([_answers(before, after), Text("")] if before.answers else []),
-        methods_table({"before": before.found.metrics(), "after": after.found.metrics()}),
+        methods_table(metrics),
+        Text(legend(metric_keys(metrics)) + (f" {ERRORS}" if len(records) > 1 else ""), style="dim"),
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
@@ -197,7 +210,7 @@ def _not_taken(took: float, n: int) -> str:
 def _took(found: Evaluation) -> float:
     """Share of the requests that the model takes the new object for."""
     taken = [
-        score.prob_new > score.prob_true if score.prob_true is not None else score.says_new
+        score.says_new if score.prefers_new is None else score.prefers_new
         for record in found.scores
         for score in record.efficacy
     ]

@@ -1,7 +1,7 @@
 """``evaluate``: the metrics of records on a model, with an edit or without.
 
-The JSON has ``model``, ``records`` (``source``, ``n``), ``edit`` (the file), ``metrics`` (by key, ``mean``,
-``standard_error``, ``low`` and ``high`` of the 95 % interval, ``n``), and ``out``.
+The JSON has ``model``, ``records`` (``source``, ``n``), ``edit`` (the file), ``generate`` (tokens of a text, or null),
+``metrics`` (by key, ``mean``, ``standard_error``, ``low`` and ``high`` of the 95 % interval, ``n``), and ``out``.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from rich.text import Text
 from tl_edit import Edit
 from tl_edit import evaluate as evaluate_records
 from tl_edit.command import inputs, options
+from tl_edit.command.parsing import counted, path
 from tl_edit.command.report import Report, metrics_plain, metrics_table, model_plain
 
 
@@ -29,8 +30,8 @@ def add(commands: Any) -> None:
         ],
         allow_abbrev=False,
     )
-    parser.add_argument("--edit", metavar="FILE", help="an edit to switch on, a file of Edit.save")
-    parser.add_argument("--out", metavar="FILE", help="keep all scores (Evaluation.load reads them)")
+    parser.add_argument("--edit", type=path, metavar="FILE", help="an edit to switch on, a file of Edit.save")
+    parser.add_argument("--out", type=path, metavar="FILE", help="keep all scores (Evaluation.load reads them)")
     options.describe(
         parser,
         "python -m tl_edit evaluate --limit 5 --distracted",
@@ -46,7 +47,6 @@ def run(given: argparse.Namespace) -> Report:
     Raises:
         ValueError: If the options cannot be used.
     """
-    inputs.check_out(given)
     records = inputs.records_of(given)
     texts = inputs.texts_of(given.perplexity, "--perplexity")
     edit = None if given.edit is None else Edit.load(given.edit)
@@ -75,10 +75,11 @@ def run(given: argparse.Namespace) -> Report:
         "model": model_plain(model, inputs.bos_of(given, model)),
         "records": {"source": given.records, "n": len(records)},
         "edit": given.edit,
+        "generate": None if generate is None else generate.n_tokens,
         "metrics": metrics_plain(metrics, given.seed),
         "out": given.out,
     }
-    heading = f"{len(records)} records ({given.records}), {'no edit' if edit is None else repr(edit)}"
+    heading = f"{counted(len(records), 'record')} ({given.records}), {'no edit' if edit is None else repr(edit)}"
     shown = [
         Text(heading, style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),

@@ -26,9 +26,12 @@ from tl_edit.command.models import is_bundled, load_model
 from tl_edit.evaluate import Generation, TfIdf
 from tl_edit.factworld import fact_texts
 from tl_edit.host import Model
+from tl_edit.moment.mapping import PATTERN
 from tl_edit.sweep.named import Measure
 
 BUNDLED = "bundled"
+PUBLISHED_LENGTH = 100
+"""Tokens of a generated text."""
 WIKIPEDIA_TEXTS = 100_000
 """So many the published statistics are of."""
 
@@ -57,25 +60,18 @@ def progress_of(options: argparse.Namespace) -> bool:
     return not options.quiet and first_process()
 
 
-def check_limit(options: argparse.Namespace) -> None:
-    """Refuse a limit that selects nothing.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if options.limit is not None and options.limit < 1:
-        raise ValueError(
-            f"--limit {options.limit}: expected 1 or more, since nothing is selected; leave it out for all."
-        )
-
-
 def records_of(options: argparse.Namespace, default: str = BUNDLED) -> tuple[EditRecord, ...]:
     """The records, and where they are from is left in ``options.records``.
 
     Raises:
         ValueError: If there are none, or they cannot be read.
     """
-    check_limit(options)
+    if options.records is None and default == BUNDLED and not is_bundled(options.model):
+        warnings.warn(
+            f"--records is not given, and {options.model} is asked about bundled facts, which it may not know; pass "
+            "--records counterfact, or a file of yours.",
+            stacklevel=2,
+        )
     if options.records is None:
         options.records = BUNDLED if is_bundled(options.model) else default
     if options.records == BUNDLED:
@@ -120,76 +116,119 @@ def generation_of(options: argparse.Namespace, model: Model) -> Generation | Non
         ValueError: If they cannot be.
     """
     if options.generate is None:
-        if options.tfidf is not None:
-            raise ValueError(
-                f"--tfidf {options.tfidf}: it scores generated texts, and none are asked for; expected --generate with "
-                "it; add that, or leave it out."
-            )
         return None
     context = int(model.cfg.n_ctx)
-    if not 2 <= options.generate <= context:
+    if options.generate is True:
+        options.generate = min(PUBLISHED_LENGTH, context)
+        if context < PUBLISHED_LENGTH:
+            warnings.warn(
+                f"--generate: texts of {context} tokens, the prompt counted, as {host.model_name(model)} has a context "
+                f"of {context}; published texts have {PUBLISHED_LENGTH}, and entropies of texts of different lengths "
+                f"do not compare; write --generate {context} if this is meant.",
+                stacklevel=2,
+            )
+    if options.generate > context:
         raise ValueError(
             f"--generate {options.generate}: {host.model_name(model)} has a context of {context} tokens; expected "
-            f"texts of 2 to {context}, the prompt counted; pass e.g. --generate {min(100, context)} (entropies of "
-            "texts of different lengths do not compare)."
+            f"texts of 2 to {context}, the prompt counted; pass --generate {context}, or --generate without a number."
         )
     tfidf = None if options.tfidf is None else TfIdf.load(options.tfidf)
     return Generation(n_tokens=options.generate, seed=options.seed, tfidf=tfidf)
 
 
-def check_out(options: argparse.Namespace) -> None:
-    """Refuse a file that cannot be written, before anything that takes long.
-
-    Raises:
-        ValueError: If its folder is not there, or it is a folder.
-    """
-    path = None if options.out is None else Path(options.out)
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        found = "is a folder" if path.is_dir() else f"would be in {path.parent}, which is not there"
-        raise ValueError(f"--out {path}: it {found}; expected a file in a folder that is there; choose another path.")
-
-
 def measure_of(options: argparse.Namespace, model: Model) -> Measure:
-    """How to come by second moments: from the user's files, or measured, once."""
+    """How to come by second moments: from the user's files, or measured, once; a folder of ours gets what it lacks."""
 
     def measure(layers: Sequence[int]) -> SecondMoments:
-        given: list[Path] = [] if options.moments is None else [path.expanduser() for path in options.moments]
-        keep_in = given[0] if len(given) == 1 and not given[0].exists() and not given[0].suffix else None
-        if given and keep_in is None:
-            unused = {"--texts": options.texts, "--max-tokens": options.max_tokens}
-            named = [name for name, value in unused.items() if value is not None]
-            if named:
-                warnings.warn(
-                    f"--moments {given[0]} is there and is read; {' and '.join(named)} would only count where it had "
-                    "to be measured.",
-                    stacklevel=2,
-                )
-            return _read_moments(given, layers, model)
-        # With the published statistics' texts this takes hours.
-        half_done = None if keep_in is None else keep_in.with_name(f"{keep_in.name}.unfinished")
-        texts = texts_of(options.texts, "--texts", n_texts=WIKIPEDIA_TEXTS if options.texts == "wikipedia" else None)
-        found = second_moment(
-            model,
-            fact_texts(seed=options.seed) if texts is None else texts,
-            layers,
-            max_tokens=options.max_tokens,
-            seed=options.seed,
-            prepend_bos=options.prepend_bos,
-            checkpoint=half_done,
-            progress=progress_of(options),
-        )
-        for layer in layers:
-            _ = found[layer].cholesky  # too small a sample shows here
-        if keep_in is not None and half_done is not None and first_process():
-            found.save(keep_in)
-            shutil.rmtree(half_done, ignore_errors=True)
-        return found
+        paths: list[Path] = options.moments or []
+        folder = paths[0] if len(paths) == 1 and _is_ours(paths[0]) else None
+        known = _read_moments(paths, layers, model, may_lack=folder is not None) if paths else SecondMoments([])
+        missing = [layer for layer in layers if layer not in known]
+        if not missing:
+            _warn_of_unused(options)
+            return known
+        measured = _measured(options, model, missing, folder)
+        if folder is not None and first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            for layer in missing:
+                measured[layer].save(folder / f"layer-{layer}.safetensors")
+            shutil.rmtree(_half_done(folder), ignore_errors=True)
+        _warn_of_other_texts(known, measured)
+        return SecondMoments([*known.values(), *measured.values()])
 
     return measure
 
 
-def _read_moments(paths: Sequence[Path], layers: Sequence[int], model: Model) -> SecondMoments:
-    """Second moments of files and folders.
+def _is_ours(path: Path) -> bool:
+    """Whether what is measured may be kept there: a folder of `SecondMoments`, a new or an empty one.
+
+    Raises:
+        ValueError: If it is a folder with something else.
+    """
+    if not path.exists():
+        return not path.suffix
+    if not path.is_dir() or any(path.glob("*.npz")):
+        return False
+    others = [file for file in path.iterdir() if not file.name.startswith(".")]
+    if others and not any(path.glob(PATTERN)):
+        raise ValueError(
+            f"--moments {path}: the folder holds {others[0].name}, but no second moments; expected {PATTERN}, .npz "
+            "files of the published programs, or an empty or a new folder to keep what is measured in; choose another."
+        )
+    return True
+
+
+def _half_done(folder: Path) -> Path:
+    """Where sums are kept while they grow: with the published statistics' texts they take hours."""
+    whole = Path(os.path.abspath(folder))
+    return whole.with_name(f"{whole.name}.unfinished")
+
+
+def _measured(options: argparse.Namespace, model: Model, layers: Sequence[int], folder: Path | None) -> SecondMoments:
+    """Of the texts that the options name."""
+    texts = texts_of(options.texts, "--texts", n_texts=WIKIPEDIA_TEXTS if options.texts == "wikipedia" else None)
+    found = second_moment(
+        model,
+        fact_texts(seed=options.seed) if texts is None else texts,
+        layers,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        prepend_bos=options.prepend_bos,
+        checkpoint=None if folder is None else _half_done(folder),
+        progress=progress_of(options),
+    )
+    for layer in layers:
+        _ = found[layer].cholesky  # too small a sample shows here
+    return found
+
+
+def _warn_of_unused(options: argparse.Namespace) -> None:
+    unused = {"--texts": options.texts, "--max-tokens": options.max_tokens}
+    named = [name for name, value in unused.items() if value is not None]
+    if named and options.moments:
+        warnings.warn(
+            f"--moments {options.moments[0]} is there and is read; {' and '.join(named)} would only count where it had "
+            "to be measured.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_other_texts(known: SecondMoments, measured: SecondMoments) -> None:
+    """Layers of one edit should be of the same texts."""
+    sizes = {f"{moment.count:,} tokens": layer for found in (known, measured) for layer, moment in found.items()}
+    if len(sizes) > 1:
+        said = " and ".join(f"layer {layer} is of {size}" for size, layer in sizes.items())
+        warnings.warn(
+            f"--moments: {said}; expected the same --texts, --max-tokens and --seed for all; measure into a new folder "
+            "unless this is meant.",
+            stacklevel=3,
+        )
+
+
+def _read_moments(
+    paths: Sequence[Path], layers: Sequence[int], model: Model, *, may_lack: bool = False
+) -> SecondMoments:
+    """Second moments of files and folders; those of ``layers`` that are there if some ``may_lack``.
 
     Raises:
         ValueError: If a layer is in none of them.
@@ -197,11 +236,8 @@ def _read_moments(paths: Sequence[Path], layers: Sequence[int], model: Model) ->
     found: dict[int, SecondMoment] = {}
     seen: set[int] = set()
     for path in paths:
-        if not path.exists():
-            raise ValueError(
-                f"--moments {path}: there is no such file or folder; expected a folder of SecondMoments.save, .npz "
-                "files of the published programs, or a single new folder to keep what is measured in; check the path."
-            )
+        if may_lack and not any(path.glob(PATTERN)):
+            continue
         files = sorted(path.glob("*.npz")) if path.is_dir() else [path] if path.suffix == ".npz" else []
         for file in files:
             layer = _named_layer(file)
@@ -216,7 +252,7 @@ def _read_moments(paths: Sequence[Path], layers: Sequence[int], model: Model) ->
                 return folder
             found |= {layer: folder[layer] for layer in layers if layer in folder}
     missing = [layer for layer in layers if layer not in found]
-    if missing:
+    if missing and not may_lack:
         raise ValueError(
             f"--moments: {', '.join(map(str, paths))} has layers {sorted(seen)}; expected {list(layers)}, which the "
             f"methods edit; add those of {missing}, or choose --layer or --layers."

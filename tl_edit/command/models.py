@@ -9,6 +9,7 @@ import torch
 from tl_edit.factworld import MODEL_NAME, load_fact_model
 from tl_edit.host import OLDEST_BRIDGE, installed_version
 
+CONFIG = "config.json"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -32,22 +33,89 @@ def load_model(
     Raises:
         ValueError: If it cannot be loaded.
     """
+    check_device(device)
+    check_model(name)
     place = _place(device)
     weights = getattr(torch, dtype or "float32")
     try:
         if name is None or is_bundled(name):
             return load_fact_model(dtype=weights, device=place)
-        if (Path(name).expanduser() / "config.json").exists():
+        if (Path(name).expanduser() / CONFIG).exists():
             return _from_folder(Path(os.path.abspath(Path(name).expanduser())), place, weights)
         return _by_name(name, place, weights, processing)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        is_folder = name is not None and Path(name).expanduser().is_dir()
+        lacking = f"; the folder of that name has no {_lacking(Path(name).expanduser())}" if name and is_folder else ""
         raise ValueError(
             f"--model {name or MODEL_NAME}: TransformerLens could not load it ({type(error).__name__}: "
-            f"{reason[:200]}); expected the name of a model that is on this machine or can be downloaded, or a folder "
-            "with its config.json, weights and tokenizer; check the name, the device and the network, or leave --model "
+            f"{reason[:200]}{lacking}); expected the name of a model that is on this machine or can be downloaded, or "
+            "a folder with its config.json, weights and tokenizer; check the name and the network, or leave --model "
             "out to use the bundled model."
         ) from error
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine, or this PyTorch, does not have.
+
+    Raises:
+        ValueError: If numbers cannot be put there and read again.
+    """
+    if device is None:
+        return
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each device fails in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        there = ["cpu"]
+        there += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(
+            f"--device {device}: PyTorch cannot use it here ({reason[:120]}); expected one of {', '.join(there)}; "
+            "choose one, or leave it out."
+        ) from error
+
+
+def check_model(name: str | None) -> None:
+    """Refuse a name that is none, and a folder without a model.
+
+    A folder without config.json is refused only where the name is written as a path: beside the model ``gpt2`` there
+    may be a folder ``gpt2`` with results.
+
+    Raises:
+        ValueError: saying what the folder lacks.
+    """
+    if name is None:
+        return
+    if not name.strip():
+        raise ValueError("--model is empty; expected a model's name or folder; leave it out for the bundled model.")
+    path = Path(name).expanduser()
+    written_as_path = path.is_absolute() or name.startswith(".") or name.endswith(("/", os.sep))
+    if written_as_path and not path.is_dir():
+        raise ValueError(
+            f"--model {name}: there is no such folder; expected one with a model, or the name of a model; check the "
+            "path."
+        )
+    lacking = _lacking(path) if written_as_path or (path / CONFIG).exists() else ""
+    if lacking:
+        raise ValueError(
+            f"--model {name}: the folder has no {lacking}; expected a model as save_pretrained of Hugging Face writes "
+            "it, with its tokenizer; save what is missing there, or choose another folder."
+        )
+
+
+def _lacking(path: Path) -> str:
+    """What a model's folder lacks, in words; "" if nothing."""
+    needed = {
+        CONFIG: [path / CONFIG],
+        "weights (*.safetensors or *.bin)": [*path.glob("*.safetensors"), *path.glob("*.bin")],
+        "tokenizer (tokenizer.json or the like)": [
+            *path.glob("tokenizer*"),
+            *path.glob("vocab*"),
+            *path.glob("*.model"),
+        ],
+    }
+    return " and no ".join(name for name, files in needed.items() if not any(file.exists() for file in files))
 
 
 def _place(device: str | None) -> str | None:

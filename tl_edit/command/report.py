@@ -19,6 +19,8 @@ from tl_edit.evaluate import MEASURES, Metric
 from tl_edit.evaluate.measures import show_metric
 from tl_edit.host import Model
 
+ERRORS = "± is one standard error over the n records that have the metric (half of the 95 % interval is 1.96 of them)."
+HALF_WIDTHS = "In parentheses: half of the 95 % interval over the records, 1.96 standard errors."
 WIDE = 160
 """Columns of a table that goes to a file or another program."""
 
@@ -100,14 +102,25 @@ def metrics_table(metrics: Mapping[str, Metric], seed: int) -> Table:
 
 
 def methods_table(methods: Mapping[str, Mapping[str, Metric]]) -> Table:
-    """Several evaluations: a row for each metric, a column for each method."""
-    table = plain_table("", *methods)
-    for key in MEASURES:
-        if any(key in found for found in methods.values()):
-            # Not to be broken into two lines.
-            cells = [show_metric(key, found.get(key)).replace(" ", "\u00a0") for found in methods.values()]
-            table.add_row(key, *cells)
+    """Several evaluations: a row for each metric, a column for each method, and of how many records they are."""
+    table = plain_table("", *methods, "n")
+    for key in metric_keys(methods):
+        # Not to be broken into two lines.
+        cells = [show_metric(key, found.get(key)).replace(" ", "\u00a0") for found in methods.values()]
+        ns = dict.fromkeys(str(found[key].n) for found in methods.values() if key in found)
+        table.add_row(key, *cells, ", ".join(ns))
     return table
+
+
+def metric_keys(methods: Mapping[str, Mapping[str, Metric]]) -> list[str]:
+    """The metrics that some method has, in the order of tables."""
+    return [key for key in MEASURES if any(key in found for found in methods.values())]
+
+
+def legend(keys: Sequence[str]) -> str:
+    """What the metrics' keys mean, and in what unit tables show them."""
+    said = "; ".join(f"{key} {MEASURES[key].name}" for key in keys)
+    return f"{said}. Rates and magnitudes are in per cent."
 
 
 def plain_table(*columns: str) -> Table:

@@ -16,6 +16,7 @@ from rich.text import Text
 from tl_edit import host
 from tl_edit.command import inputs, options
 from tl_edit.command.models import is_bundled
+from tl_edit.command.parsing import Several, numbers, path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.host import Model
 from tl_edit.reproduce import (
@@ -83,11 +84,16 @@ def _trace(tables: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--facts", metavar="FILE", help="a file of known facts (default: known_1000; for the bundled model its own)"
+        "--facts",
+        type=path,
+        metavar="FILE",
+        help="a file of known facts (default: known_1000; for the bundled model its own)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="trace the first N (default: 1000, as published)")
     parser.add_argument("--samples", type=int, default=10, metavar="N", help="noise draws (default: 10, as published)")
-    parser.add_argument("--folder", help="keep each fact's trace as it is done, and go on where a run was stopped")
+    parser.add_argument(
+        "--folder", type=path, help="keep each fact's trace as it is done, and go on where a run was stopped"
+    )
     options.describe(
         parser,
         "python -m tl_edit reproduce trace-averages --limit 2 --samples 3",
@@ -112,7 +118,8 @@ def _memit(tables: Any) -> None:
     )
     parser.add_argument(
         "--n",
-        type=int,
+        type=numbers,
+        action=Several,
         nargs="+",
         metavar="N",
         help="edits at once (default: 1 10 100 1000 10000, as far as records go)",
@@ -133,7 +140,7 @@ def _judged() -> argparse.ArgumentParser:
     """What goes with edits: the folder, and how they are judged."""
     parser = options.parent()
     group = parser.add_argument_group("what is measured")
-    group.add_argument("--folder", help="keep results as they come, and go on where a run was stopped")
+    group.add_argument("--folder", type=path, help="keep results as they come, and go on where a run was stopped")
     options.generate_options(group)
     group.add_argument("--batch-size", type=int, default=128, metavar="N", help="rows per forward pass (default: 128)")
     return parser
@@ -163,7 +170,6 @@ def _run_rome(given: argparse.Namespace) -> Report:
 
 
 def _run_trace(given: argparse.Namespace) -> Report:
-    inputs.check_limit(given)
     if given.facts is None:
         given.facts = inputs.BUNDLED if is_bundled(given.model) else "known_1000"
     facts = inputs.facts_of(given, None)

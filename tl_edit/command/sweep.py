@@ -16,7 +16,18 @@ from rich.text import Text
 from tl_edit import Comparison, Sweep
 from tl_edit import sweep as sweep_records
 from tl_edit.command import inputs, options
-from tl_edit.command.report import Report, methods_table, metrics_plain, model_plain, plain_table
+from tl_edit.command.parsing import Several, counted, names, path
+from tl_edit.command.report import (
+    ERRORS,
+    HALF_WIDTHS,
+    Report,
+    legend,
+    methods_table,
+    metric_keys,
+    metrics_plain,
+    model_plain,
+    plain_table,
+)
 from tl_edit.evaluate import PairedTest
 from tl_edit.sweep.named import NAMES, NamedMethods, check_names, named_methods
 
@@ -42,16 +53,18 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--methods",
+        type=names,
+        action=Several,
         nargs="+",
         default=["none", "rome"],
         metavar="NAME",
         help=f"some of {', '.join(NAMES)} (default: none rome)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="records edited together (default: 1)")
-    parser.add_argument("--folder", help="keep results as they come, and go on where a run was stopped")
+    parser.add_argument("--folder", type=path, help="keep results as they come, and go on where a run was stopped")
     table = parser.add_mutually_exclusive_group()
-    table.add_argument("--markdown", action="store_true", help="print the papers' table in Markdown, and nothing else")
-    table.add_argument("--latex", action="store_true", help="print the papers' table in LaTeX, and nothing else")
+    table.add_argument("--markdown", action="store_true", help="print the papers' table in Markdown")
+    table.add_argument("--latex", action="store_true", help="print the papers' table in LaTeX")
     options.describe(
         parser,
         "python -m tl_edit sweep --methods none rome random --limit 2",
@@ -113,17 +126,28 @@ def run(given: argparse.Namespace) -> Report:
         "failures": failures_plain(found),
     }
     if given.markdown or given.latex:
-        return Report(plain=plain, shown=[found.to_markdown() if given.markdown else found.to_latex()])
+        return Report(plain=plain, shown=_papers(found, compared, latex=given.latex))
     together = f", {given.batch} at once" if given.batch > 1 else ""
     shown = [
-        Text(f"{len(records)} records ({given.records}){together}", style="bold"),
+        Text(f"{counted(len(records), 'record')} ({given.records}){together}", style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),
         methods_table(compared.metrics()),
-        Text("± is a standard error over records."),
+        Text(f"\n{legend(metric_keys(compared.metrics()))} {ERRORS}", style="dim"),
         *_failures(found),
         *([Text(f"\nDifference from {against}, paired by record:"), _tests_table(tests)] if tests else []),
     ]
     return Report(plain=plain, shown=shown)
+
+
+def _papers(found: Sweep, compared: Comparison, *, latex: bool) -> list[str]:
+    """The papers' table, and what it shows: below it, or as comments."""
+    metrics = compared.metrics()
+    table = found.to_latex() if latex else found.to_markdown()
+    head = next(line for line in table.splitlines() if line.startswith("Editor" if latex else "| method"))
+    keys = [key for key in metric_keys(metrics) if any(word == key for word in head.split())]
+    sizes = ", ".join(dict.fromkeys(counted(metric[key].n, "record") for metric in metrics.values() for key in keys))
+    lines = [f"{sizes}. {HALF_WIDTHS}", legend(keys)]
+    return [table, *(f"% {line.replace('95 %', '95%')}" for line in lines)] if latex else [table, "", *lines]
 
 
 def methods_plain(found: Sweep, compared: Comparison, named: NamedMethods, seed: int) -> dict[str, object]:
@@ -151,7 +175,8 @@ def _failures(found: Sweep) -> list[Text]:
         return []
     name, record, why = found.failures[0]
     lost = len({id(record) for _, record, _ in found.failures})
-    return [Text(f"\n{lost} records failed and are left out, e.g. {name} on {record.request}: {why}", style="yellow")]
+    said = f"{counted(lost, 'record')} failed and {'is' if lost == 1 else 'are'} left out"
+    return [Text(f"\n{said}, e.g. {name} on {record.request}: {why}", style="yellow")]
 
 
 def _tests(compared: Comparison, against: str, seed: int) -> dict[str, dict[str, PairedTest]]:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -10,19 +9,21 @@ from rich.text import Text
 
 import tl_edit
 from tl_edit.command.bundled import DEFAULT_SUBJECT, bundled_record, own_record, select
+from tl_edit.command.checks import check
 from tl_edit.command.models import is_bundled, load_model
+from tl_edit.command.parsing import CODES, Parser, folder_or_file, path
 from tl_edit.factworld import RELATIONS, fact_texts, facts
 from tl_edit.story import Story
 
 
-def parser(commands: str) -> argparse.ArgumentParser:
+def parser(commands: str) -> Parser:
     """Its options; ``commands`` are named below them."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="python -m tl_edit",
         description="Locate a fact in a language model, edit it with ROME, see what changed, and take it back.",
         epilog="Examples: python -m tl_edit --subject 'Miles Davis' --target-new opera   |   python -m tl_edit --model "
         "gpt2-medium --subject 'The Space Needle' --relation '{} is in the city of' --target-new Rome --texts wiki.txt"
-        f"   |   Commands, each with a --help of its own: {commands}",
+        f"   |   Commands, each with a --help of its own: {commands}   |   {CODES}",
     )
     found.add_argument("--subject", help=f"what the fact is about (default: {DEFAULT_SUBJECT})")
     found.add_argument(
@@ -32,13 +33,15 @@ def parser(commands: str) -> argparse.ArgumentParser:
     )
     found.add_argument("--target-new", help="the object to write (default: another object of the same relation)")
     found.add_argument(
-        "--model", help="any model that TransformerLens can load, or its folder (default: the bundled one, offline)"
+        "--model",
+        type=path,
+        help="any model that TransformerLens can load, or its folder (default: the bundled one, offline)",
     )
     found.add_argument("--layer", type=int, help="layer to edit (default: the published one for the model)")
     found.add_argument("--seed", type=int, default=0, help="seed of prefixes, texts and fillers (default: 0)")
     found.add_argument(
         "--texts",
-        type=Path,
+        type=folder_or_file,
         help="a text file, one text per line, for the second moment of another "
         "model's keys (default: the bundled sentences, a poor sample for a large model)",
     )
@@ -63,11 +66,12 @@ def run(options: argparse.Namespace) -> int:
             "--relation is empty; expected a template such as '{} is in the city of', or for the bundled model a "
             "relation's name; leave it out for any relation."
         )
+    texts = _texts(options)
+    check(options)
     if options.list_facts:
         _list_facts(console, options)
         return 0
     record = bundled_record(options) if is_bundled(options.model) else own_record(options, options.relation)
-    texts = _texts(options)
     model = load_model(options.model, processing=True)
     story = Story(model, console, layer=options.layer, seed=options.seed, texts=texts)
     return 0 if story.tell(record) else 1

@@ -1,9 +1,11 @@
 """``trace``: where a model looks a fact up, or many facts on average.
 
-The JSON of one fact has ``model``, ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
+The JSON of one fact has ``model``, ``seed``, ``samples`` (noise draws), ``noise`` (in standard deviations of the
+embeddings), ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
 ``layers``, ``window``, ``engine``, ``out``, and ``effects``: by kind, ``at_subject_last`` (indirect effect by layer),
-``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). That of many has
-``model``, ``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
+``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities and
+effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
+``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
 ``layers``, ``window``, ``count`` (observations by role), and ``effects``: by kind and role, ``effect`` and
 ``standard_error`` (of the effect within facts) by layer.
 """
@@ -18,6 +20,7 @@ from tl_edit import AverageTrace, CausalTrace, causal_trace, trace_facts
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
+from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.factworld import facts
 from tl_edit.trace import ROLES
@@ -39,11 +42,13 @@ def add(commands: Any) -> None:
     one.add_argument("--prompt", help="a text whose next token is the answer")
     one.add_argument("--subject", help="the subject as it stands in the prompt; alone: one of the bundled facts'")
     one.add_argument("--answer", help="the answer to follow (default: what the model says)")
-    one.add_argument("--out", metavar="FILE", help="keep the trace (CausalTrace.load reads it)")
+    one.add_argument("--out", type=path, metavar="FILE", help="keep the trace (CausalTrace.load reads it)")
     many = parser.add_argument_group("many facts")
-    many.add_argument("--facts", metavar="FILE", help="a file of known facts, known_1000, or bundled")
+    many.add_argument("--facts", type=path, metavar="FILE", help="a file of known facts, known_1000, or bundled")
     many.add_argument("--limit", type=int, metavar="N", help="take the first N facts (default: all)")
-    many.add_argument("--folder", help="keep each fact's trace as it is done, and go on where a run was stopped")
+    many.add_argument(
+        "--folder", type=path, help="keep each fact's trace as it is done, and go on where a run was stopped"
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--samples", type=int, default=10, metavar="N", help="noise draws (default: 10)")
     how.add_argument(
@@ -84,16 +89,26 @@ def run(given: argparse.Namespace) -> Report:
 
 
 def _one(given: argparse.Namespace) -> Report:
-    inputs.check_out(given)
     prompt, subject = given.prompt, given.subject
     if prompt is None:
-        known = select(given, facts()) if is_bundled(given.model) else []
+        bundled = is_bundled(given.model)
+        known = select(given, facts()) if bundled else []
         if not known:
+            why = (
+                f"{subject!r} is no subject of a bundled fact"
+                if bundled
+                else f"--subject alone chooses a fact of the bundled model, which --model {given.model} is not"
+            )
             raise ValueError(
-                f"trace: --prompt is missing, and {subject!r} is no subject of a bundled fact on the bundled model; "
-                "expected a text with the subject in it; pass e.g. --prompt 'The Space Needle is in the city of'."
+                f"trace: --prompt is missing, and {why}; expected a text with the subject in it, whose next token is "
+                f"the answer; pass e.g. --prompt '{subject} is in the city of'."
             )
         prompt, subject = known[0].trained_templates[0].format(known[0].subject), known[0].subject
+    if subject not in prompt:
+        raise ValueError(
+            f"trace: --subject {subject!r} does not occur in --prompt {prompt!r}; expected it there, with the same "
+            "capitals; write it as the prompt does."
+        )
     model = inputs.model_of(given)
     trace = causal_trace(
         model,
@@ -111,6 +126,7 @@ def _one(given: argparse.Namespace) -> Report:
         trace.save(given.out)
     plain = {
         "model": model_plain(model, trace.provenance.prepend_bos),
+        **_how(given),
         **{name: getattr(trace, name) for name in ("prompt", "subject", "answer", "clean", "corrupted")},
         **{name: getattr(trace, name) for name in ("total_effect", "layers", "window", "engine")},
         "out": given.out,
@@ -133,6 +149,11 @@ def _one(given: argparse.Namespace) -> Report:
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
     ]
     return Report(plain=plain, shown=shown)
+
+
+def _how(given: argparse.Namespace) -> dict[str, object]:
+    """What makes the noise."""
+    return {"seed": given.seed, "samples": given.samples, "noise": given.noise}
 
 
 def _effects(trace: CausalTrace, kind: Any) -> dict[str, object]:
@@ -165,7 +186,6 @@ def _peaks(trace: CausalTrace) -> Table:
 
 
 def _many(given: argparse.Namespace) -> Report:
-    inputs.check_limit(given)
     known = inputs.facts_of(given, given.limit)
     model = inputs.model_of(given)
     average = trace_facts(
@@ -181,6 +201,7 @@ def _many(given: argparse.Namespace) -> Report:
     )
     plain = {
         "model": model_plain(model, inputs.bos_of(given, model)),
+        **_how(given),
         "facts": given.facts,
         **{name: getattr(average, name) for name in ("n_facts", "skipped", "clean", "corrupted")},
         **{name: getattr(average, name) for name in ("total_effect", "total_effect_error", "layers", "window")},

@@ -76,9 +76,9 @@ def flat_record(fields: Fields) -> EditRecord:
     neighborhood, unrelated = (), ()
     if elsewhere is not None and answer is not None:
         if answer.strip() == true.strip():
-            neighborhood = (take.prompt(elsewhere),)
+            neighborhood = (take.whole_prompt(elsewhere, "locality_prompt"),)
         else:
-            unrelated = ((take.prompt(elsewhere), answer),)
+            unrelated = ((take.whole_prompt(elsewhere, "locality_prompt"), answer),)
     return EditRecord(
         EditRequest(relation, subject, take.text(fields, "target_new"), true),
         paraphrase_prompts=take.prompts(fields, "rephrase_prompt"),

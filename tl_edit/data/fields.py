@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 Fields = Mapping[str, object]
-"""A row's columns. One that is None is absent: tables of the hub hold None for what a row does not have."""
+"""A row's columns. What a row does not have, tables of the hub hold None for, and pandas writes NaN or nothing."""
 
 _SHOWN = 120
 """Characters of a value in a message."""
@@ -19,6 +19,13 @@ def shown(found: object) -> str:
     return whole if len(whole) <= _SHOWN else f"{whole[:_SHOWN]} ..."
 
 
+def present(fields: Fields, name: str) -> object:
+    """What a column holds; None where that is nothing."""
+    found = fields.get(name)
+    nothing = found != found or (isinstance(found, str) and not found.strip())
+    return None if nothing else found
+
+
 def text(fields: Fields, name: str, *, within: str = "") -> str:
     """A column that must hold words.
 
@@ -27,7 +34,8 @@ def text(fields: Fields, name: str, *, within: str = "") -> str:
     """
     found = optional_text(fields, name, within=within)
     if found is None:
-        raise ValueError(f"{within}{name} is missing; expected words")
+        what = "missing" if fields.get(name) is None else shown(fields[name])
+        raise ValueError(f"{within}{name} is {what}; expected words")
     return found
 
 
@@ -37,9 +45,10 @@ def optional_text(fields: Fields, name: str, *, within: str = "") -> str | None:
     Raises:
         ValueError: If it holds something else.
     """
-    found = fields.get(name)
-    if found is not None and (not isinstance(found, str) or not found.strip()):
-        raise ValueError(f"{within}{name} is {shown(found)}; expected words")
+    found = present(fields, name)
+    if found is not None and not isinstance(found, str):
+        what, several = shown(found), ", not a list of them" if isinstance(found, list | tuple) else ""
+        raise ValueError(f"{within}{name} is {what}; expected words{several}")
     return found
 
 
@@ -48,18 +57,29 @@ def prompt(found: str) -> str:
     return found.rstrip(" ")
 
 
+def whole_prompt(found: str, name: str) -> str:
+    """A prompt that is asked as it stands; see `prompt`.
+
+    Raises:
+        ValueError: If a subject is still to be put in.
+    """
+    if "{}" in found:
+        raise ValueError(f"{name} holds {shown(found)}; expected whole prompts; write the subject in place of '{{}}'")
+    return prompt(found)
+
+
 def label(fields: Fields, name: str) -> str:
-    """A name or number as a string; "" where it is absent.
+    """A name or number as a string; "" where it is absent. A number is written without a fraction of zero.
 
     Raises:
         ValueError: If it is neither.
     """
     found = fields.get(name)
-    if found is None:
+    if found is None or found != found:
         return ""
-    if not isinstance(found, str | int):
+    if not isinstance(found, str | int | float):
         raise ValueError(f"{name} is {shown(found)}; expected a string or a number")
-    return str(found)
+    return str(int(found) if isinstance(found, float) and found.is_integer() else found)
 
 
 def texts(fields: Fields, name: str) -> tuple[str, ...]:
@@ -68,7 +88,7 @@ def texts(fields: Fields, name: str) -> tuple[str, ...]:
     Raises:
         ValueError: If something else is in it.
     """
-    found = fields.get(name)
+    found = present(fields, name)
     listed = (found,) if isinstance(found, str) else _several(found, name)
     wrong = [each for each in listed if not isinstance(each, str) or not each.strip()]
     if wrong:
@@ -77,12 +97,12 @@ def texts(fields: Fields, name: str) -> tuple[str, ...]:
 
 
 def prompts(fields: Fields, name: str) -> tuple[str, ...]:
-    """A column of several prompts, or of one; see `prompt`.
+    """A column of several prompts, or of one; see `whole_prompt`.
 
     Raises:
         ValueError: If something else is in it.
     """
-    return tuple(map(prompt, texts(fields, name)))
+    return tuple(whole_prompt(found, name) for found in texts(fields, name))
 
 
 def pairs(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
@@ -92,12 +112,12 @@ def pairs(fields: Fields, name: str) -> tuple[tuple[str, str], ...]:
         ValueError: If something else is in it.
     """
     found: list[tuple[str, str]] = []
-    for each in _several(fields.get(name), name):
+    for each in _several(present(fields, name), name):
         pair = tuple(cast(Sequence[object], each)) if isinstance(each, list | tuple) else ()
         if len(pair) != 2 or not all(isinstance(part, str) and part.strip() for part in pair):
             raise ValueError(f"{name} holds {shown(cast(object, each))}; expected [prompt, answer] pairs")
         question, answer = cast(tuple[str, str], pair)
-        found.append((prompt(question), answer))
+        found.append((whole_prompt(question, name), answer))
     return tuple(found)
 
 

@@ -23,15 +23,18 @@ def known_fact(fields: Fields) -> KnownFact:
 
 
 def own_fact(fields: Fields) -> KnownFact:
-    """A fact by our own names; without an answer it is whatever the model says.
+    """A fact by our own names; ``target_true`` is the answer, too, and without one it is whatever the model says.
 
     Raises:
-        ValueError: If something needed is missing, or the subject is not in the prompt.
+        ValueError: If something needed is missing, the subject is not in the prompt, or there are two answers.
     """
     subject = take.text(fields, "subject")
     relation = own_relation(fields, subject)
     check_template(relation, "relation")
-    return KnownFact(relation.replace("{}", subject, 1), subject, take.optional_text(fields, "answer"))
+    answer, true = (take.optional_text(fields, name) for name in ("answer", "target_true"))
+    if answer is not None and true is not None and answer != true:
+        raise ValueError(f"answer is {take.shown(answer)} and target_true {take.shown(true)}; expected one of them")
+    return KnownFact(relation.replace("{}", subject, 1), subject, true if answer is None else answer)
 
 
 def _fact_of(make: Callable[[Fields], EditRecord]) -> Callable[[Fields], KnownFact]:
@@ -59,6 +62,6 @@ FACTS_OF_RECORDS: tuple[Schema[KnownFact], ...] = tuple(
 OWN_FACTS: Schema[KnownFact] = Schema(
     "own",
     marks=("subject",),
-    columns=("relation", "prompt", "subject", "answer"),
+    columns=("relation", "prompt", "subject", "answer", "target_true"),
     make=own_fact,
 )

@@ -15,7 +15,7 @@ from tl_edit.data.listed import KnownFacts, Records, made
 from tl_edit.data.own import OWN
 from tl_edit.data.published import FILES, published_file
 from tl_edit.data.rows import ENDINGS, Row, as_row, file_rows
-from tl_edit.data.schema import Schema, columns_of, renamed, told, with_lists
+from tl_edit.data.schema import Schema, columns_of, renamed, told, with_lists, without_index
 from tl_edit.data.snippets import Snippets
 from tl_edit.data.zsre import ZSRE
 
@@ -54,10 +54,11 @@ def read_records(
                          ``loc_ans`` as an unrelated fact; no ``target_true``
     own                  the fields of `EditRequest` and `EditRecord` by their names; or ``prompt``, with the subject
                          in it, in place of ``relation``. A field with several texts may hold a single one; in a .csv
-                         file a cell that begins with "[" is a list in JSON, and an empty one is none
+                         file a cell that begins with "[" is a list in JSON
     ===================  ==========================================================================================
 
-    Spaces at the end of prompts are dropped, since the one before the object is added later. Rows that cannot be read
+    Spaces at the end of prompts are dropped, since the one before the object is added later. An empty cell, null and
+    NaN are nothing, and a column of row numbers, as pandas writes it, is left out. Rows that cannot be read
     are left out, with a warning that names their lines; all are in ``.malformed``.
 
     Args:
@@ -119,7 +120,8 @@ def read_known_facts(
     Args:
         source: As in `read_records`; the published name is "known_1000". Besides KnownFacts (``prompt``, ``subject``,
             ``attribute``) it reads CounterFact in both layouts and records of your own, of which it takes the prompt,
-            the subject and the true object, and tables with ``prompt`` (or ``relation``), ``subject`` and ``answer``.
+            the subject and the true object, and tables with ``prompt`` (or ``relation``), ``subject`` and ``answer``
+            (or ``target_true``).
         limit: Take so many rows, the first ones; None for all. The paper has 1,000 of the 1,209.
         start: Leave out so many rows before.
         split: Of a data set of the hub, e.g. "train"; None for its only one.
@@ -172,7 +174,7 @@ def _rows(
         found = f"{where} holds {before:,} rows, and start is {first:,}" if before else f"{where} holds no rows"
         remedy = "choose a smaller start" if before else "choose another file"
         raise ValueError(f"{operation}: {found}; expected some to read; {remedy}.")
-    rows = renamed(rows, names, operation, where)
+    rows = without_index(renamed(rows, names, operation, where))
     return [with_lists(row) for row in rows] if path is not None and path.suffix.lower() == ".csv" else rows, where
 
 

@@ -8,7 +8,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, cast
@@ -51,11 +52,26 @@ def file_rows(path: Path, operation: str) -> Iterator[Row]:
     return {".json": _list_rows, ".jsonl": _line_rows, ".csv": _table_rows}[ending](text, path, operation)
 
 
-def as_row(where: str, value: object) -> Row:
-    """A row of what should be an object with columns."""
+def as_row(where: str, value: object, twice: Sequence[str] = ()) -> Row:
+    """A row of what should be an object with columns; some keys may have been there ``twice``."""
+    if twice:
+        return Row(where, {}, f"it has the key {twice[0]!r} twice; expected each once")
     if isinstance(value, dict):
         return Row(where, cast(dict[str, object], value))
     return Row(where, {}, f"it is of type {type(value).__name__}; expected an object with a record's columns")
+
+
+def _noted(twice: list[str]) -> Callable[[list[tuple[str, object]]], dict[str, object]]:
+    """For JSON's objects: which keys are there twice, of which only the last would be seen, goes into ``twice``."""
+
+    def made(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.extend(key for key in found if keys.count(key) > 1)
+        return found
+
+    return made
 
 
 def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
@@ -77,7 +93,8 @@ def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
             1 + text.count("\n", 0, place),
             "choose the list within it, or call a file with one record on each line .jsonl" if one else "repair it",
         )
-    decode = json.JSONDecoder().raw_decode
+    twice: list[str] = []
+    decode = json.JSONDecoder(object_pairs_hook=_noted(twice)).raw_decode
     line, counted, number, last = 1, 0, 0, 0
     place = beyond_space(place + 1)
     more = text[place : place + 1] != "]"
@@ -93,7 +110,8 @@ def _list_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
             refuse(str(error), line)
         number += 1
         # Where several records stand on a line, it does not tell them apart.
-        yield as_row(f"line {line}, record {number}" if line == last else f"line {line}", value)
+        yield as_row(f"line {line}, record {number}" if line == last else f"line {line}", value, twice)
+        twice.clear()
         last = line
         place = beyond_space(place)
         more = text[place : place + 1] == ","
@@ -111,13 +129,31 @@ def _line_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"line {number}"
+        twice: list[str] = []
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_noted(twice))
         except (ValueError, RecursionError) as error:
             said = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             yield Row(where, {}, f"it is no JSON ({said}); expected one record on each line")
         else:
-            yield as_row(where, value)
+            yield as_row(where, value, twice)
+
+
+_CSV = threading.Lock()
+"""Held while the limit on cells, which all of a process's readers share, is another."""
+
+
+def _next_cells(reader: Iterator[list[str]], longest: int) -> list[str] | None:
+    """The next row of a table whose cells are at most so long; None at the end."""
+    with _CSV:
+        limit = csv.field_size_limit()
+        if longest <= limit:
+            return next(reader, None)
+        try:
+            csv.field_size_limit(min(longest, 2**31 - 1))  # the limit's limit, on some systems
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
@@ -129,16 +165,14 @@ def _table_rows(text: str, path: Path, operation: str) -> Iterator[Row]:
     while not end:
         begin = reader.line_num + 1
         try:
-            cells = next(reader, None)
+            cells = _next_cells(reader, len(text))
         except csv.Error as error:
             if head is None or "unexpected end" in str(error):  # what comes after is in that cell
                 raise ValueError(
                     f"{operation}: {path} is no valid CSV from line {begin} on ({error}); expected cells in quotes "
                     "that are closed, with quotes inside doubled; repair it there."
                 ) from error
-            yield Row(
-                f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside doubled; long cells fit .jsonl"
-            )
+            yield Row(f"line {begin}", {}, f"it is no CSV ({error}); expected quotes inside doubled")
             continue
         end = cells is None
         if not cells:
@@ -161,7 +195,7 @@ def _head(cells: list[str], path: Path, operation: str) -> list[str]:
             f"{operation}: the columns of {path} seem to be separated by {other!r}; expected commas; save it with "
             "commas."
         )
-    if "" in names or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise ValueError(
             f"{operation}: the columns of {path} are {names}; expected a name for each, and each once; rename them in "
             "the file's first line."

@@ -1,11 +1,12 @@
 """Which data set a table is, told by its columns."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from tl_edit.data.fields import Fields
+from tl_edit.data.fields import Fields, shown
 from tl_edit.data.record import FACTS, PROMPTS, TEXTS
 from tl_edit.data.rows import Row
 
@@ -27,6 +28,31 @@ class Schema(Generic[T_co]):
 
 LISTS = frozenset({"answers", *PROMPTS, *FACTS, *TEXTS})
 """Columns that hold several things, in any schema."""
+
+
+_NUMBERS = ("case_id", "name")
+_WORDS = frozenset(
+    [
+        "relation",
+        "prompt",
+        "subject",
+        "target_new",
+        "target_true",
+        "answer",
+        "attribute",
+        "ground_truth",
+        "rephrase_prompt",
+        "locality_prompt",
+        "locality_ground_truth",
+        "src",
+        "rephrase",
+        "loc",
+        "loc_ans",
+    ]
+)
+"""Columns that hold a name or number of the record, and such that hold one text, in any schema."""
+_A_LIST = re.compile(r"""\[\s*(["']).*\1\s*\]""", re.DOTALL)
+"""A cell with a list of texts, as JSON or Python write it."""
 
 
 def columns_of(rows: Iterable[Row]) -> dict[str, str]:
@@ -67,9 +93,35 @@ def renamed(rows: Sequence[Row], names: Mapping[str, str | None], operation: str
     return [rename(row) for row in rows]
 
 
+_INDEX = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas, and what reads its tables, call a column of row numbers."""
+
+
+def without_index(rows: Sequence[Row]) -> list[Row]:
+    """The rows without their numbers, as pandas writes them in a column of its own."""
+
+    def numbered(name: str) -> bool:
+        found = [str(row.fields[name]) for row in rows if row.fields.get(name) is not None]
+        return all(value.isdecimal() for value in found)
+
+    left_out = [name for name in _INDEX if numbered(name)]
+    return [
+        Row(row.where, {name: value for name, value in row.fields.items() if name not in left_out}, row.wrong)
+        for row in rows
+    ]
+
+
 def with_lists(row: Row) -> Row:
-    """A table's row with its lists: a cell that begins with "[" is one in JSON, any other is a single text."""
+    """A table's row with its lists: a cell that begins with "[" is one in JSON, any other is a single text.
+
+    Numbers that name a record are whole, though pandas writes 1.0 in a column that lacks some.
+    """
     fields = dict(row.fields)
+    for name, cell in row.fields.items():
+        if name in _NUMBERS and isinstance(cell, str) and re.fullmatch(r"\d+\.0", cell):
+            fields[name] = cell[:-2]
+        if name in _WORDS and isinstance(cell, str) and _A_LIST.fullmatch(cell):
+            return Row(row.where, {}, f"{name} is {shown(cell)}; expected words, not a list of them")
     for name in LISTS & fields.keys():
         cell = fields[name]
         if isinstance(cell, str) and cell.lstrip().startswith("["):

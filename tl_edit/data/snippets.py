@@ -25,6 +25,11 @@ class Snippets:
         path = sources.given_path(source)
         if not path.is_file() and str(source) == "attribute_snippets":
             path = published_file("attribute_snippets", operation, argument="..., snippets=")
+        if not path.is_file():
+            raise ValueError(
+                f"{operation}: snippets= {path} is no file; expected the published "
+                f"{FILES['attribute_snippets'][1]}; check the path, or pass snippets='attribute_snippets'."
+            )
         try:
             found: Any = json.loads(sources.content(path, operation))
             # Some are empty.

@@ -10,13 +10,17 @@ from tl_edit.request import EditRequest
 
 
 def plain_scores(scores: RecordScores) -> dict[str, Any]:
-    """All but the record itself; groups without prompts are left out."""
+    """All but the record itself; groups without prompts are left out, and ``tied`` where probabilities are not."""
     groups = {
-        name: [asdict(each) for each in getattr(scores, name)]
+        name: [_plain_score(each) for each in getattr(scores, name)]
         for name in (*get_args(Group), *get_args(About))
         if getattr(scores, name)
     }
     return groups if scores.texts == TextScores() else groups | {"texts": asdict(scores.texts)}
+
+
+def _plain_score(score: PromptScore | FactScore) -> dict[str, Any]:
+    return {name: value for name, value in asdict(score).items() if name != "tied" or value is not None}
 
 
 def read_scores(record: EditRecord, plain: Mapping[str, Any]) -> RecordScores:

@@ -57,9 +57,14 @@ class Opinion:
     """Log-probabilities of the token after the prompt, on the CPU, where they were asked for."""
 
     @property
+    def log_prob(self) -> float:
+        """Of the answer: mean over its tokens, as published."""
+        return math.fsum(self.log_probs) / len(self.log_probs)
+
+    @property
     def prob(self) -> float:
-        """Of the answer: geometric mean over its tokens, as published."""
-        return math.exp(math.fsum(self.log_probs) / len(self.log_probs))
+        """Of the answer: geometric mean over its tokens."""
+        return math.exp(self.log_prob)
 
     @property
     def says(self) -> bool:

@@ -97,8 +97,12 @@ class Evaluation:
     # --- metrics by group ------------------------------------------------------------------------------
 
     def success(self, group: Group) -> Metric | None:
-        """The rate at which the object that should win is likelier than the other (ES, PS, NS, ...)."""
-        return self._over(group, lambda score: float(_lead(group, score) > 0))
+        """The rate at which the object that should win is likelier than the other (ES, PS, NS, ...).
+
+        As published, mean log-probabilities per token are compared: they tell two objects apart whose probabilities are
+        both zero as floats.
+        """
+        return self._over(group, lambda score: float(_won(group, score)))
 
     def magnitude(self, group: Group) -> Metric | None:
         """By how much, as a difference of probabilities (EM, PM, NM, ...)."""
@@ -257,7 +261,9 @@ class Evaluation:
         for i, record in enumerate(self.scores):
             for group in (*get_args(Group), *get_args(About)):
                 for score in cast(tuple[PromptScore | FactScore, ...], getattr(record, group)):
-                    said = {name: value for name, value in asdict(score).items() if not name.startswith("hits")}
+                    said = {
+                        name: value for name, value in asdict(score).items() if not name.startswith(("hits", "tied"))
+                    }
                     rows.append({"record": i, "name": record.record.name, "group": group, **said})
         return rows
 
@@ -312,6 +318,11 @@ class Evaluation:
 
 def _count(scores: Sequence[RecordScores]) -> str:
     return f"{len(scores)} record{'' if len(scores) == 1 else 's'}"
+
+
+def _won(group: Group, score: PromptScore) -> bool:
+    """Whether the object that should win is likelier than the other."""
+    return bool(score.prefers_new if group in NEW_SHOULD_WIN else score.prefers_true)
 
 
 def _lead(group: Group, score: PromptScore) -> float:

@@ -35,6 +35,28 @@ class PromptScore:
     """The likeliest next token."""
     kl: float | None = None
     """KL divergence of the next token's distribution, edited from unedited, in nats; None where not asked for."""
+    tied: tuple[float, float] | None = None
+    """Log-probabilities of the new and the true object (means over tokens, in nats) where their probabilities are equal
+    as floats, as two are that underflow to zero; None elsewhere."""
+
+    @property
+    def prefers_new(self) -> bool | None:
+        """Whether the new object is likelier than the true one, per token; None without a true one."""
+        compared = self._compared
+        return None if compared is None else compared[0] > compared[1]
+
+    @property
+    def prefers_true(self) -> bool | None:
+        """Whether the true object is likelier than the new one, per token; None without a true one."""
+        compared = self._compared
+        return None if compared is None else compared[0] < compared[1]
+
+    @property
+    def _compared(self) -> tuple[float, float] | None:
+        """What tells which object is likelier."""
+        if self.prob_true is None:
+            return None
+        return self.tied or (self.prob_new, self.prob_true)
 
     @property
     def says_new(self) -> bool:

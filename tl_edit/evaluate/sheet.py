@@ -111,6 +111,7 @@ class Sheet:
                     hits_true=true.hits if true else None,
                     prediction=prediction,
                     kl=kl,
+                    tied=(first.log_prob, true.log_prob) if true and first.prob == true.prob else None,
                 )
             )
         return RecordScores(

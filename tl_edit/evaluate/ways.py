@@ -27,8 +27,8 @@ def in_trees(
     model, numbers = trees.model, list(asked)
     rows = [as_row(asked[i]) for i in numbers]
     size = min(NODES, batch_size * max(map(len, rows)))
-    plan = list(forests(rows, size=size, device=host.device_of(model)))
-    for forest in sorted(plan, key=lambda forest: all(numbers[at] != first for at in forest.paths)):
+    at_first = None if first is None else numbers.index(first)
+    for forest in forests(rows, size=size, device=host.device_of(model), first=at_first):
         here = [numbers[at] for at in forest.paths]
         reading = Reading([asked[i] for i in here], list(forest.paths.values()))
         states = trees.states(forest, torch.tensor(reading.places, device=forest.tokens.device))

@@ -99,7 +99,7 @@ class SweepFolder:
             os.truncate(file, self._trusted.get(rank, self._begun.get(rank, 0)))
 
     def reread(self) -> None:
-        """Take in what other processes have written."""
+        """Take in what others have written."""
         self._read()
 
     def _file(self, rank: int) -> Path:

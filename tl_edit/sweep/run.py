@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from tl_edit.evaluate.writing import check_generate
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.processes import processes
+from tl_edit.sweep.alone import alone
 from tl_edit.sweep.folder import OPERATION, SweepFolder
 from tl_edit.sweep.methods import Method, describe
 from tl_edit.sweep.result import Sweep
@@ -66,7 +68,7 @@ def sweep(
 
     Raises:
         ValueError: For what `evaluate` refuses; methods that change the model, or return something that cannot be
-            switched on; a folder of another run, or hooks of yours together with one.
+            switched on; a folder of another run, or in which one works now, or hooks of yours together with one.
     """
     listed = as_records(records, OPERATION)
     chosen = _checked_methods(methods)
@@ -93,7 +95,7 @@ def sweep(
     batches = tuple(listed[start : start + batch] for start in range(0, len(listed), batch))
     keys = [_key(each) for each in batches]
     weights = weights_digest(model)
-    with processes(OPERATION) as own:
+    with processes(OPERATION) as own, ExitStack() as stack:
         kept = None
         if folder is not None:
             _check_no_hooks(model)
@@ -103,6 +105,9 @@ def sweep(
             own.agree({**run, "records": digest(keys), "methods": described}, OPERATION)
             made_on = host.provenance(model, prepend_bos=bos)
             kept = SweepFolder(Path(folder).expanduser(), run, described, keys, made_on)
+            stack.enter_context(alone(kept.path, own))
+            # What another run wrote since, which has ended.
+            kept.reread()
         elif own.world > 1:
             raise ValueError(
                 f"{OPERATION}: {own.world} processes and no folder; expected one, through which they share their "

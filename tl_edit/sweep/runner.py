@@ -337,9 +337,11 @@ def _furthest(before: object, now: object) -> float:
         return abs(before - now) if max(abs(before), abs(now)) <= 1 else abs(before / now - 1) if now else math.inf
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         one, other = cast(Mapping[str, object], before), cast(Mapping[str, object], now)
-        if one.keys() != other.keys():
+        # What decides between equal probabilities, older folders do not have.
+        names = [each.keys() - {"tied"} for each in (one, other)]
+        if names[0] != names[1]:
             return math.inf
-        return max((_furthest(one[name], other[name]) for name in one), default=0.0)
+        return max((_furthest(one[name], other[name]) for name in names[0]), default=0.0)
     if isinstance(before, list | tuple) and isinstance(now, list | tuple):
         rows, others = cast(Sequence[object], before), cast(Sequence[object], now)
         if len(rows) != len(others):
