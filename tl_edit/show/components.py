@@ -134,9 +134,20 @@ def attention_view(
     *,
     heading: str,
     unit: str,
+    strength: Float[Tensor, " head"] | None = None,
 ) -> View:
-    """Attention patterns or their differences, on one symmetric scale, strongest heads first."""
-    order = patterns.abs().flatten(1).amax(dim=1).argsort(descending=True, stable=True)[:MAX_HEADS]
+    """Attention patterns or their differences, on one symmetric scale, strongest heads first.
+
+    Args:
+        patterns: Of each head.
+        names: Of the heads.
+        tokens: Of the text.
+        heading: Text above.
+        unit: What the values are.
+        strength: What to order the heads by; None for their largest values.
+    """
+    ranked = patterns.abs().flatten(1).amax(dim=1) if strength is None else strength
+    order = ranked.argsort(descending=True, stable=True)[:MAX_HEADS]
     start = max(0, len(tokens) - MAX_TOKENS // 2)
     kept, shown = list(tokens[start:]), patterns[order][:, start:, start:]
     labels = [names[int(i)] for i in order]

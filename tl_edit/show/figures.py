@@ -8,7 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
-from tl_edit.show.text import visible
+from tl_edit.show.text import spaced, visible
+
+COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806")
+"""Of lines; told apart by colour-blind readers, too."""
+PAIR = ("#92c5de", "#2166ac")
+"""Of bars before and after."""
 
 
 def plot_heatmaps(
@@ -122,6 +127,117 @@ def plot_points(
     axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.6)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
+    return _shown_once(made, axis)
+
+
+def plot_bars(
+    labels: Sequence[str], bars: Mapping[str, Float[Tensor, " bar"]], ax: Any, *, xlabel: str, title: str = ""
+) -> Any:
+    """Bars to the right in matplotlib, those of each label beside each other, the first label on top; returns the axes.
+
+    Args:
+        labels: Tokens; two may look the same.
+        bars: Values by name, in the order of the labels.
+        ax: Axes to draw on; None for a new figure.
+        xlabel: What the values are.
+        title: Text above.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    made, axis = _axes(ax, (5.5, 0.3 * len(labels) + 1.6))
+    height = 0.8 / len(bars)
+    for i, (name, values) in enumerate(bars.items()):
+        places = [row - 0.4 + (i + 0.5) * height for row in range(len(labels))]
+        axis.barh(places, values.numpy(), height, label=name, color=PAIR[i % 2])
+    axis.invert_yaxis()
+    axis.set_yticks(range(len(labels)))
+    axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
+    axis.set_xlabel(xlabel)
+    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
+    if len(bars) > 1:
+        axis.legend(frameon=False, loc="lower right")
+    return _shown_once(made, axis)
+
+
+def plot_depth(
+    points: Sequence[str],
+    lines: Mapping[str, Float[Tensor, " point"]],
+    ax: Any,
+    *,
+    per_colour: int,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> Any:
+    """Lines over the depth of a model in matplotlib; returns the axes.
+
+    Args:
+        points: Names of the layers.
+        lines: Values by name; so many after each other have the same colour, the first of them dashed if there are two.
+        ax: Axes to draw on; None for a new figure.
+        per_colour: How many.
+        xlabel: What the layers are.
+        ylabel: What the values are.
+        title: Text above.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    made, axis = _axes(ax, (max(5.5, min(12.0, 0.25 * len(points) + 2.0)), 3.6))
+    for i, (name, values) in enumerate(lines.items()):
+        colour, run = divmod(i, per_colour)
+        first = run == 0 and per_colour > 1
+        look = {"linestyle": "--" if first else "-", "marker": "os^vD"[colour % 5], "markersize": 4}
+        look |= {"color": COLOURS[colour % len(COLOURS)], "markerfacecolor": "none" if first else None}
+        axis.plot(range(len(points)), values.numpy(), label=name.replace("$", r"\$"), **look)
+    step = max(1, len(points) // 16)
+    axis.set_xticks(range(0, len(points), step))
+    axis.set_xticklabels(points[::step])
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(4, len(lines)), frameon=False)
+    return _shown_once(made, axis)
+
+
+def plot_grid(
+    values: Float[Tensor, "row column"],
+    ax: Any,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    title: str = "",
+    signed: bool = False,
+) -> Any:
+    """One heatmap in matplotlib with the first row at the bottom, as layers stand; returns the axes.
+
+    Args:
+        values: What to show.
+        ax: Axes to draw on; None for a new figure.
+        rows: Labels of the rows.
+        columns: Labels of the columns.
+        xlabel: What the columns are.
+        ylabel: What the rows are.
+        unit: What the values are.
+        title: Text above.
+        signed: Whether negative values are meant: red, and white for zero. Otherwise the scale begins at zero.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    made, axis = _axes(ax, (min(12.0, 0.32 * len(columns) + 2.6), min(12.0, max(2.4, 0.28 * len(rows) + 1.5))))
+    top = float(values.abs().max()) or 1.0
+    mesh = axis.pcolormesh(values.numpy(), cmap="RdBu" if signed else "Blues", vmin=-top if signed else 0, vmax=top)
+    for place, labels in ((axis.xaxis, columns), (axis.yaxis, rows)):
+        # The last ones are kept: layers' MLPs stand there.
+        shown = list(range(len(labels)))[:: max(1, len(labels) // 24)]
+        place.set_ticks([i + 0.5 for i in shown], [labels[i] for i in shown])
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
+    axis.figure.colorbar(mesh, ax=axis, label="").set_label(unit, parse_math=False)
     return _shown_once(made, axis)
 
 
