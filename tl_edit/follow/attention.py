@@ -153,7 +153,7 @@ class AttentionChange(Followed):
             ylabel="layer",
             xlabel="head",
             unit="largest |change| of attention" if self.compares else "largest attention to an earlier token",
-            title=self.heading("Attention"),
+            title=f"Attention: {self.prompt}",
         )
 
     def _elsewhere(self) -> Float[Tensor, "layer head dest src"]:

@@ -126,7 +126,7 @@ class EditCircuit(Followed):
             ylabel="layer",
             xlabel="head, attention bias, MLP",
             unit=f"logit({self.answer}) − logit({self.other_answer}) (nats)",
-            title=self.heading(what),
+            title=f"{what}: {self.prompt}",
             signed=True,
         )
 
@@ -151,7 +151,7 @@ class EditCircuit(Followed):
             for name, (before, after) in sums.items()
         ]
         columns = ["component", *self.runs, *(["change"] * self.compares)]
-        columns += [f"attention to {self.subject}"] * (self.subject is not None)
+        columns += [f"attention to the end of {self.subject}"] * (self.subject is not None)
         first, second = map(show.spaced, self.answer_tokens)
         what = f"Direct effect on logit({first}) − logit({second}) in nats"
         rows = [self._cells(part) for part in (*listed[:MAX_ROWS], *last)]

@@ -81,7 +81,7 @@ class LogitLens(Followed):
             per_colour=len(self.runs),
             xlabel="residual stream after",
             ylabel="log-probability (nats)",
-            title=self.heading(f"Logit lens at the {place}"),
+            title=f"Logit lens at the {place}: {self.prompt}",
         )
 
     def _place(self, place: str) -> int:
@@ -101,9 +101,8 @@ class LogitLens(Followed):
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1
-        named = [
-            f"{show.spaced(token)} of {answer}" for token, answer in zip(self.answer_tokens, self.answers, strict=True)
-        ]
+        pairs = zip(self.answers, self.answer_tokens, strict=True)
+        named = [answer if answer == token.strip() else f"{show.spaced(token)} of {answer}" for answer, token in pairs]
         values = self.logit_difference if odds else self.log_prob[..., 0]
         rows = [*self.runs, "change"] if self.compares else list(self.runs)
         tables = [

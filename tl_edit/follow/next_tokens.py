@@ -39,7 +39,7 @@ class NextTokens(Followed):
     """Kullback-Leibler divergence of the distribution from the run before to the run after, ``sum_v p_before(v)
     log(p_before(v) / p_after(v))``, in nats; None for the model alone."""
     end_tokens: tuple[str, ...]
-    """The likeliest tokens at the prompt's end in either run, and the answer's first; by the last run, likeliest first."""
+    """Likeliest tokens at the prompt's end in either run, and the answer's first; those of the last run first."""
     end_log_prob: Float[Tensor, "run candidate"]
     """Theirs in both runs."""
 
@@ -99,21 +99,21 @@ class NextTokens(Followed):
         return show.frame_of_rows("NextTokens.to_dataframe", rows)
 
     def plot(self, ax: Any = None) -> Any:
-        """Bars: probabilities of the likeliest tokens at the prompt's end, by run.
+        """Probabilities of the likeliest tokens at the prompt's end before and after, joined, on a logarithmic axis.
 
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        return show.plot_bars(
+        return show.plot_probabilities(
             self.end_tokens,
-            {run: self.end_log_prob[i].exp() for i, run in enumerate(self.runs)},
+            dict(zip(self.runs, self.end_log_prob, strict=True)),
             ax,
             xlabel="probability of the next token",
-            title=self.heading("Next token"),
+            title=f"Next token: {self.prompt}",
         )
 
     def __repr__(self) -> str:
-        answer = [f"{float(value.exp()):.3f}" for value in self.answer_log_prob]
+        answer = list(map(_probability, self.answer_log_prob))
         says = [repr(likeliest[self.n_prompt - 1][0]) for likeliest in self.top_tokens]
         return f"NextTokens({self.prompt}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
 
@@ -128,15 +128,21 @@ class NextTokens(Followed):
                     for i in range(len(self.runs))
                     for cell in (
                         show.spaced(self.top_tokens[i][end][place]),
-                        f"{float(self.top_log_prob[i, end, place].exp()):.3f}",
+                        _probability(self.top_log_prob[i, end, place]),
                     )
                 ),
             )
             for place in range(self.top_log_prob.shape[2])
         ]
-        answer = " → ".join(f"{float(value.exp()):.3f}" for value in self.answer_log_prob)
+        answer = " → ".join(map(_probability, self.answer_log_prob))
         heading = self.heading("Likeliest next tokens")
         return show.table(rows, columns=columns, heading=f"{heading}; p({self.answer}) {answer}")
+
+
+def _probability(log_prob: Float[Tensor, ""]) -> str:
+    """With three digits that tell something."""
+    value = float(log_prob.double().exp())
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.1e}"
 
 
 def next_tokens(

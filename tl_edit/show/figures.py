@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from jaxtyping import Float
@@ -12,8 +13,6 @@ from tl_edit.show.text import spaced, visible
 
 COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#b35806")
 """Of lines; told apart by colour-blind readers, too."""
-PAIR = ("#92c5de", "#2166ac")
-"""Of bars before and after."""
 
 
 def plot_heatmaps(
@@ -130,14 +129,14 @@ def plot_points(
     return _shown_once(made, axis)
 
 
-def plot_bars(
-    labels: Sequence[str], bars: Mapping[str, Float[Tensor, " bar"]], ax: Any, *, xlabel: str, title: str = ""
+def plot_probabilities(
+    labels: Sequence[str], log_probs: Mapping[str, Float[Tensor, " row"]], ax: Any, *, xlabel: str, title: str = ""
 ) -> Any:
-    """Bars to the right in matplotlib, those of each label beside each other, the first label on top; returns the axes.
+    """Probabilities as points on a logarithmic axis in matplotlib, joined where there are several; returns the axes.
 
     Args:
-        labels: Tokens; two may look the same.
-        bars: Values by name, in the order of the labels.
+        labels: Tokens, the first one on top; two may look the same.
+        log_probs: Log-probabilities in nats by name, in the order of the labels; the last ones are filled.
         ax: Axes to draw on; None for a new figure.
         xlabel: What the values are.
         title: Text above.
@@ -145,18 +144,23 @@ def plot_bars(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    made, axis = _axes(ax, (5.5, 0.3 * len(labels) + 1.6))
-    height = 0.8 / len(bars)
-    for i, (name, values) in enumerate(bars.items()):
-        places = [row - 0.4 + (i + 0.5) * height for row in range(len(labels))]
-        axis.barh(places, values.numpy(), height, label=name, color=PAIR[i % 2])
+    made, axis = _axes(ax, (5.5, 0.26 * len(labels) + 1.5))
+    rows = range(len(labels))
+    # An axis of its own kind ends where float64 does.
+    values = [each.double().clamp(min=-600).exp().numpy() for each in log_probs.values()]
+    for first, second in pairwise(values):
+        axis.hlines(rows, first, second, color="0.7", zorder=1)
+    for i, (name, each) in enumerate(zip(log_probs, values, strict=True)):
+        look = {"facecolor": COLOURS[0] if i + 1 == len(values) else "white", "edgecolor": COLOURS[0]}
+        axis.scatter(each, rows, label=name, zorder=2, **look)
+    axis.set_xscale("log")
     axis.invert_yaxis()
-    axis.set_yticks(range(len(labels)))
+    axis.set_yticks(rows)
     axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
     axis.set_xlabel(xlabel)
     axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
-    if len(bars) > 1:
-        axis.legend(frameon=False, loc="lower right")
+    if len(values) > 1:
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return _shown_once(made, axis)
 
 
@@ -196,7 +200,7 @@ def plot_depth(
     axis.set_xticklabels(points[::step])
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=min(4, len(lines)), frameon=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
     return _shown_once(made, axis)
 
 
