@@ -37,6 +37,11 @@ def mlp_out_name(layer: int) -> str:
     return f"blocks.{layer}.hook_mlp_out"
 
 
+def has_mlp(model: Model, layer: int) -> bool:
+    """Whether a block has an MLP, of any kind: models of attention alone have hook points for it that never fire."""
+    return model.blocks[layer]._modules.get("mlp") is not None
+
+
 def head_name(layer: int) -> str:
     """Hook point of what heads read, before ``W_O``: ``[batch pos head d_head]``."""
     return f"blocks.{layer}.attn.hook_z"

@@ -49,8 +49,8 @@ def names_read(model: Model) -> list[str]:
     points = host.hook_points(model)
     names = [host.EMBED, host.resid_pre_name(0), stream.FINAL_SCALE]
     for layer in range(host.n_layers(model)):
-        names += [stream.head_name(layer), stream.attn_out_name(layer), stream.mlp_out_name(layer)]
-        names += [stream.attention_scale_name(layer)]
+        names += [stream.head_name(layer), stream.attn_out_name(layer), stream.attention_scale_name(layer)]
+        names += [stream.mlp_out_name(layer)] * stream.has_mlp(model, layer)
     return [name for name in names if name in points]
 
 
