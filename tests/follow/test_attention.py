@@ -134,8 +134,8 @@ def test_every_view_has_the_heads_in_the_order_of_their_change():
 def test_the_model_alone_has_patterns_and_no_change():
     alone = made([[BEFORE]], runs=("model",))
     assert alone.view().parts[0].props["attentionHeadNames"] == ["4.0", "4.1", "4.2"]
-    assert "0.8" in alone._repr_html_() or "0.8000" in alone._repr_html_()
-    assert "<script" not in alone._repr_html_()
+    assert 'title="layer 4, 2: 1.0000"' in alone._repr_html_()
+    assert "<bos>" not in alone._repr_html_()
     for call in (lambda: alone.change, alone.strongest, lambda: alone.view("difference")):
         with pytest.raises(ValueError, match="nothing was switched on, so there is no difference"):
             call()

@@ -170,6 +170,8 @@ def test_models_in_other_dtypes_add_up_as_far_as_they_count(dtype):
 @pytest.mark.parametrize("family", ["mixtral", "attn_only"])
 def test_models_that_cannot_be_edited_can_be_followed(family):
     for case in tiny_models.available_cases([family]):
+        if case.processed and tiny_models.TRANSFORMER_BRIDGE not in tiny_models.interfaces():
+            continue  # In TransformerLens 2 the new norms of `process_weights_` have no hook points.
         found = edit_circuit(tiny_models.build(case), PROMPT, *ANSWERS)
         assert float(found.total[0]) == pytest.approx(float(found.logit_difference[0]), abs=1e-4)
         assert (found.mlps == 0).all() == (family == "attn_only")

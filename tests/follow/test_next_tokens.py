@@ -1,6 +1,7 @@
 """What is said behind every token, against whole passes, and against plain transformers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -129,6 +130,38 @@ def test_what_cannot_be_asked_gets_advice():
 def test_more_than_the_vocabulary_is_all_of_it():
     model = model_of(FEW[0])
     assert next_tokens(model, PROMPT, "Rome", top_k=10**6).top_log_prob.shape[2] == model.cfg.d_vocab
+
+
+def test_hooks_of_an_edit_that_are_on_are_told_of():
+    model = model_of(FEW[0])
+    edit = edit_of(model)
+    with (
+        attach.attached(model, edit.hooks(model)),
+        pytest.warns(UserWarning, match="hooks of an edit are on"),
+    ):
+        next_tokens(model, PROMPT, "Rome", edit=edit)
+
+
+def test_long_texts_are_shown_from_their_end():
+    model = model_of(FEW[0])
+    n = 90
+    found = next_tokens(model, " one" * n, "Rome", edit=edit_of(model), prepend_bos=False, top_k=2)
+    assert len(found.title("Next")) < 140
+    assert found.title("Next").endswith(" one one")
+    long = made(tuple(str(i) for i in range(3)), ("d", "e"))
+    whole = replace(
+        long,
+        tokens=tuple(str(i) for i in range(201)),
+        log_prob=torch.zeros(2, 200),
+        rank=torch.arange(200).expand(2, -1),
+        top_tokens=((("a",),) * 200,) * 2,
+        top_log_prob=torch.zeros(2, 200, 1),
+        kl=torch.zeros(200),
+    )
+    view = whole.view()
+    assert view.parts[0].props["prompt"] == [str(i) for i in range(81, 201)]
+    assert view.parts[0].props["correctTokenRank"] == list(range(81, 200))
+    assert "81 first tokens are left out" in view.note
 
 
 def test_a_bos_is_what_the_edit_was_computed_with():

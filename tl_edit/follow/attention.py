@@ -153,7 +153,7 @@ class AttentionChange(Followed):
             ylabel="layer",
             xlabel="head",
             unit="largest |change| of attention" if self.compares else "largest attention to an earlier token",
-            title=f"Attention: {self.prompt}",
+            title=self.title("Attention"),
         )
 
     def _elsewhere(self) -> Float[Tensor, "layer head dest src"]:
@@ -175,7 +175,14 @@ class AttentionChange(Followed):
 
     def _repr_html_(self) -> str:
         if not self.compares:
-            return self.view().static
+            return show.heatmaps_html(
+                [self._elsewhere().flatten(2).amax(dim=2)],
+                titles=["layer by head"],
+                rows=[f"layer {layer}" for layer in self.layers],
+                columns=list(map(str, self.heads)),
+                heading=self.heading("Largest attention to an earlier token, the first aside"),
+                unit="attention",
+            )
         rows = [
             (
                 at.name,

@@ -126,7 +126,7 @@ class EditCircuit(Followed):
             ylabel="layer",
             xlabel="head, attention bias, MLP",
             unit=f"logit({self.answer}) − logit({self.other_answer}) (nats)",
-            title=f"{what}: {self.prompt}",
+            title=self.title(what),
             signed=True,
         )
 

@@ -81,7 +81,7 @@ class LogitLens(Followed):
             per_colour=len(self.runs),
             xlabel="residual stream after",
             ylabel="log-probability (nats)",
-            title=f"Logit lens at the {place}: {self.prompt}",
+            title=self.title(f"Logit lens at the {place}"),
         )
 
     def _place(self, place: str) -> int:

@@ -109,7 +109,7 @@ class NextTokens(Followed):
             dict(zip(self.runs, self.end_log_prob, strict=True)),
             ax,
             xlabel="probability of the next token",
-            title=f"Next token: {self.prompt}",
+            title=self.title("Next token"),
         )
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """One prompt through a model, without and with what is switched on: what is checked before, and what is kept of it."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,11 +13,15 @@ from torch import Tensor
 from tl_edit import forward, host, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.edit import Edit
+from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
 
 BEFORE_AND_AFTER = ("before", "after")
 ALONE = ("model",)
 """The runs of a result: the model without and with what is switched on, or the model alone."""
+
+LONGEST = 120
+"""Characters of a prompt that headings show."""
 
 Found = TypeVar("Found")
 
@@ -52,9 +57,13 @@ class Followed:
             )
         return values[1] - values[0]
 
+    def title(self, what: str) -> str:
+        """A short line above a figure; of a long prompt the end."""
+        return f"{what}: {self.prompt if len(self.prompt) <= LONGEST else '…' + self.prompt[-LONGEST:]}"
+
     def heading(self, what: str) -> str:
-        """A line above a picture."""
-        return f"{what}: {self.prompt}" + (f" ({self.switched})" if self.switched else "")
+        """A line above a table, with what was switched on."""
+        return self.title(what) + (f" ({self.switched})" if self.switched else "")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +108,12 @@ class Runs:
                 f"{operation}: {edit!r} is applied to this model, so there is no run without it; expected it off; "
                 "call edit.undo(model) first, it is switched on for the second run; or pass edit=None for the model as "
                 "it is."
+            )
+        if edit is not None and is_hooked(model):
+            warnings.warn(
+                f"{operation}: hooks of an edit are on the model while {edit!r} is switched on and off, and are in "
+                "both runs; expected a model without them; take them off, or go on if this is meant.",
+                stacklevel=3,
             )
         if edit is not None:
             edit.hooks(model)  # Checks that it fits before anything runs.
@@ -152,9 +167,9 @@ class Runs:
         logits = forward.logits(self.model, tokens.pad(self.model, [ids]), [*hooks, *ours])[0]
         if missing := sorted(readers.keys() - seen):
             raise ValueError(
-                f"{self.operation}: {missing[0]} did not fire in the forward pass; expected a model that computes it; "
-                "attention patterns need attn_implementation='eager' when the Hugging Face model is loaded, and "
-                "a model under torch.compile is used as it was before."
+                f"{self.operation}: {missing[0]} did not fire in the forward pass; expected a hook point that this "
+                "model computes; load a Hugging Face model with attn_implementation='eager' to see attention patterns, "
+                "and use a compiled model as it was before."
             )
         return logits
 

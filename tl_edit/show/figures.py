@@ -61,9 +61,9 @@ def plot_heatmaps(
     return axes[0] if len(axes) == 1 else axes
 
 
-def _wrapped(title: str) -> str:
+def _wrapped(title: str, width: int = 60) -> str:
     """In lines that fit a small figure; matplotlib's own wrapping takes a dollar sign for mathematics."""
-    return "\n".join(textwrap.wrap(title, 60))
+    return "\n".join(textwrap.wrap(title, width))
 
 
 def plot_lines(
@@ -158,7 +158,8 @@ def plot_probabilities(
     axis.set_yticks(rows)
     axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
     axis.set_xlabel(xlabel)
-    axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
+    # The labels of tokens leave it less room.
+    axis.set_title(_wrapped(title, 40), fontsize="medium", parse_math=False)
     if len(values) > 1:
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return _shown_once(made, axis)
@@ -232,12 +233,12 @@ def plot_grid(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    made, axis = _axes(ax, (min(12.0, 0.32 * len(columns) + 2.6), min(12.0, max(2.4, 0.28 * len(rows) + 1.5))))
+    made, axis = _axes(ax, (min(12.0, 0.32 * len(columns) + 2.6), min(8.0, max(2.4, 0.28 * len(rows) + 1.5))))
     top = float(values.abs().max()) or 1.0
     mesh = axis.pcolormesh(values.numpy(), cmap="RdBu" if signed else "Blues", vmin=-top if signed else 0, vmax=top)
     for place, labels in ((axis.xaxis, columns), (axis.yaxis, rows)):
-        # The last ones are kept: layers' MLPs stand there.
-        shown = list(range(len(labels)))[:: max(1, len(labels) // 24)]
+        # From the end, where layers' MLPs stand.
+        shown = sorted(range(len(labels) - 1, -1, -max(1, len(labels) // 24)))
         place.set_ticks([i + 0.5 for i in shown], [labels[i] for i in shown])
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.set_title(_wrapped(title), fontsize="medium", parse_math=False)
