@@ -159,7 +159,7 @@ def plot_probabilities(
     axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
     axis.set_xlabel(xlabel)
     # The labels of tokens leave it less room.
-    axis.set_title(_wrapped(title, 40), fontsize="medium", parse_math=False)
+    axis.set_title(_wrapped(title, 48), fontsize="medium", parse_math=False)
     if len(values) > 1:
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     return _shown_once(made, axis)
