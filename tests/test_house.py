@@ -21,6 +21,7 @@ FLOORS = {
     "sources": 0,
     "show": 1,
     "attach": 1,
+    "stream": 1,
     "archive": 1,
     "identity": 1,
     "tokens": 1,
@@ -40,6 +41,7 @@ FLOORS = {
     "export": 5,
     "evaluate": 7,
     "effects": 8,
+    "follow": 8,
     "sweep": 8,
     "factworld": 9,
     "story": 10,
@@ -108,7 +110,7 @@ def test_import_is_light():
 
 
 def test_every_public_name_exists_and_is_documented():
-    assert len(tl_edit.__all__) <= 80
+    assert len(tl_edit.__all__) <= 90
     for name in tl_edit.__all__:
         assert getattr(tl_edit, name).__doc__, name
 
@@ -337,6 +339,29 @@ WRONG_TYPES = {
     "interference(model, [own, -own], [EditRecord(request)] * 2, seed=None)": "seed is None",
     "interference(model, [own, -own], [EditRecord(request)] * 2, prepend_bos=1)": "prepend_bos is 1",
     "interference(model, [own, -own], [EditRecord(request)] * 2, batch_size=True)": "batch_size is True",
+    "next_tokens(model, request, 'Rome')": "prompt is EditRequest(",
+    "next_tokens(model, 'Rome is in', 5)": "an answer is 5 of type int",
+    "next_tokens(model, 'Rome is in', 'Rome', edit='x')": "edit is of type str",
+    "next_tokens(model, 'Rome is in', 'Rome', hooks='x')": "hooks is of type str",
+    "next_tokens(model, 'Rome is in', 'Rome', top_k='3')": "top_k is '3'",
+    "next_tokens(model, 'Rome is in', 'Rome', top_k=True)": "top_k is True",
+    "next_tokens(model, 'Rome is in', 'Rome', prepend_bos=1)": "prepend_bos is 1",
+    "next_tokens('gpt2', 'Rome is in', 'Rome')": "found builtins.str",
+    "logit_lens(model, 'Rome is in', 'Italy')": "answers is 'Italy'",
+    "logit_lens(model, 'Rome is in', None)": "answers is None",
+    "logit_lens(model, 'Rome is in', ['Italy', 5])": "an answer is 5 of type int",
+    "logit_lens(model, 'Rome is in', ['Italy'], subject=5)": "the subject is 5 of type int",
+    "logit_lens(model, 5, ['Italy'])": "prompt is 5 of type int",
+    "attention_change(model, 'Rome is in', layers=0)": "layers is 0",
+    "attention_change(model, 'Rome is in', layers='01')": "layers is '01'",
+    "attention_change(model, 'Rome is in', heads=[True])": "heads is [True]",
+    "attention_change(model, 'Rome is in', heads=[0.0])": "heads is [0.0]",
+    "attention_change(model, 'Rome is in', hooks=[print]).strongest()": "hooks holds <built-in function print>",
+    "attention_change(model, 'Rome is in', edit=own).strongest('3')": "k is '3'",
+    "attention_change(model, 'Rome is in').view('change')": "which is 'change'",
+    "edit_circuit(model, 'Rome is in', 'Italy', None)": "an answer is None",
+    "edit_circuit(model, 'Rome is in', 'Italy', 'France', edit=own, subject=['Rome'])": "the subject is ['Rome']",
+    "edit_circuit('gpt2', 'Rome is in', 'Italy', 'France')": "found builtins.str",
     "extract_keys_values(model, request, [0], batch_size='3')": "batch_size '3'",
     "corrupt_subject('ab')": "span is 'ab'",
     "corrupt_subject(slice(1, 3))": "span is slice(1, 3, None)",

@@ -14,6 +14,16 @@ from tl_edit.edit import Edit, LowRank, applied_edits, forget_edits, undo_edits
 from tl_edit.effects import DoseResponse, Interference, dose_response, interference
 from tl_edit.evaluate import Comparison, Evaluation, Generation, TfIdf, compare, evaluate, generate_texts
 from tl_edit.export import HuggingFaceExport, to_hugging_face
+from tl_edit.follow import (
+    AttentionChange,
+    EditCircuit,
+    LogitLens,
+    NextTokens,
+    attention_change,
+    edit_circuit,
+    logit_lens,
+    next_tokens,
+)
 from tl_edit.hooks import capture, corrupt_subject, restore, shift
 from tl_edit.keys import KeysValues, extract_keys_values
 from tl_edit.memit import (
@@ -53,6 +63,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AlphaEditConfig",
+    "AttentionChange",
     "AverageTrace",
     "CausalTrace",
     "Comparison",
@@ -60,6 +71,7 @@ __all__ = [
     "DoseResponse",
     "EMMETConfig",
     "Edit",
+    "EditCircuit",
     "EditRecord",
     "EditRequest",
     "Evaluation",
@@ -71,9 +83,11 @@ __all__ = [
     "KnownFact",
     "KnownFacts",
     "LocateVsEdit",
+    "LogitLens",
     "LowRank",
     "MEMITConfig",
     "Malformed",
+    "NextTokens",
     "Noise",
     "OptimizedValue",
     "PMETConfig",
@@ -88,12 +102,14 @@ __all__ = [
     "alpha_edit",
     "alpha_update",
     "applied_edits",
+    "attention_change",
     "average_traces",
     "capture",
     "causal_trace",
     "compare",
     "corrupt_subject",
     "dose_response",
+    "edit_circuit",
     "embedding_std",
     "emmet_edit",
     "emmet_update",
@@ -104,8 +120,10 @@ __all__ = [
     "generate_texts",
     "interference",
     "locate_vs_edit",
+    "logit_lens",
     "memit_edit",
     "memit_update",
+    "next_tokens",
     "no_edit",
     "optimize_value",
     "optimize_values",

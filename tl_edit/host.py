@@ -3,8 +3,8 @@
 Two interfaces are spoken: ``HookedTransformer`` (TransformerLens 2.18 to 3.9) and ``TransformerBridge``
 (from 3.8), raw or with processed weights. They agree on hook names and differ in where ``W_out`` lives,
 which copies of it are alive, and where the raw output of ``W_out`` can be seen. A model is recognised by
-what it is, so TransformerLens need not be imported here. Hooks are in `tl_edit.attach`, blocks called one at a
-time in `tl_edit.blocks`; nothing else tells the interfaces apart.
+what it is, so TransformerLens need not be imported here. Hooks are in `tl_edit.attach`, the parts of the residual
+stream in `tl_edit.stream`, blocks called one at a time in `tl_edit.blocks`; nothing else tells the interfaces apart.
 
 Three sites matter for editing layer ``l``:
 

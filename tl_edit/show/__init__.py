@@ -6,11 +6,11 @@ else.
 """
 
 from tl_edit.show.components import attention_view, layers_view, log_probs_view, samples_view, tokens_view
-from tl_edit.show.figures import plot_heatmaps, plot_lines, plot_points
+from tl_edit.show.figures import plot_depth, plot_grid, plot_heatmaps, plot_lines, plot_points, plot_probabilities
 from tl_edit.show.heatmaps import heatmaps_html
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
-from tl_edit.show.text import visible
+from tl_edit.show.text import spaced, visible
 from tl_edit.show.view import View, joined
 
 __all__ = [
@@ -23,11 +23,15 @@ __all__ = [
     "layers_view",
     "log_probs_view",
     "page",
+    "plot_depth",
+    "plot_grid",
     "plot_heatmaps",
     "plot_lines",
     "plot_points",
+    "plot_probabilities",
     "samples_view",
     "save_html",
+    "spaced",
     "table",
     "tokens_view",
     "visible",

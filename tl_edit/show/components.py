@@ -100,14 +100,15 @@ def log_probs_view(
         own: Its log-probability.
         heading: Text above.
     """
+    start = max(0, len(tokens) - MAX_TOKENS)
     parts: list[Part] = []
     for name in likeliest:
         props: dict[str, Any] = {
-            "prompt": list(map(for_components, tokens)),
-            "topKLogProbs": _plain(log_probs[name]),
-            "topKTokens": [list(map(for_components, several)) for several in likeliest[name]],
-            "correctTokenRank": ranks[name].tolist(),
-            "correctTokenLogProb": _plain(own[name]),
+            "prompt": list(map(for_components, tokens[start:])),
+            "topKLogProbs": _plain(log_probs[name][start:]),
+            "topKTokens": [list(map(for_components, several)) for several in likeliest[name][start:]],
+            "correctTokenRank": ranks[name][start:].tolist(),
+            "correctTokenLogProb": _plain(own[name][start:]),
         }
         rows = [
             (
@@ -119,12 +120,12 @@ def log_probs_view(
                     for said, value in zip(likeliest[name][i][:3], log_probs[name][i][:3], strict=True)
                 ),
             )
-            for i in range(len(tokens) - 1)
+            for i in range(start, len(tokens) - 1)
         ]
         static = table(rows, columns=("token", "log p", "rank", "likeliest here"))
         parts.append(Part(component="TokenLogProbs", props=props, static=static, title=name))
     note = "Colours: probability of each token behind those before it; log-probabilities in nats; ranks from 0 above."
-    return View(parts=tuple(parts), heading=heading, note=note)
+    return View(parts=tuple(parts), heading=heading, note=note + _left_out(start, "tokens"))
 
 
 def attention_view(
@@ -134,9 +135,20 @@ def attention_view(
     *,
     heading: str,
     unit: str,
+    strength: Float[Tensor, " head"] | None = None,
 ) -> View:
-    """Attention patterns or their differences, on one symmetric scale, strongest heads first."""
-    order = patterns.abs().flatten(1).amax(dim=1).argsort(descending=True, stable=True)[:MAX_HEADS]
+    """Attention patterns or their differences, on one symmetric scale, strongest heads first.
+
+    Args:
+        patterns: Of each head.
+        names: Of the heads.
+        tokens: Of the text.
+        heading: Text above.
+        unit: What the values are.
+        strength: What to order the heads by; None for their largest values.
+    """
+    ranked = patterns.abs().flatten(1).amax(dim=1) if strength is None else strength
+    order = ranked.argsort(descending=True, stable=True)[:MAX_HEADS]
     start = max(0, len(tokens) - MAX_TOKENS // 2)
     kept, shown = list(tokens[start:]), patterns[order][:, start:, start:]
     labels = [names[int(i)] for i in order]

@@ -11,6 +11,13 @@ def visible(token: str) -> str:
     return shown if shown.strip() else "␣" * max(1, len(shown))
 
 
+def spaced(token: str) -> str:
+    """`visible`, and leading spaces are seen, too, where tokens with and without one stand in tables."""
+    shown = visible(token)
+    bare = shown.lstrip(" ")
+    return "␣" * (len(shown) - len(bare)) + bare
+
+
 def cell_text(token: str) -> str:
     """A token as text of an HTML document."""
     return escape(visible(token))

@@ -1,0 +1,213 @@
+"""What a model says behind every token of a prompt and its answer, without and with an edit."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_edit import forward, show, tokens
+from tl_edit.edit import Edit
+from tl_edit.follow.runs import Followed, Runs
+from tl_edit.host import Model, NamedHook
+
+OPERATION = "next_tokens"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class NextTokens(Followed):
+    """Next-token log-probabilities at every position of prompt and answer, by run; see `next_tokens`.
+
+    Position ``i`` is what the model says behind token ``i``, so there is one position less than tokens. All
+    log-probabilities are in nats, on the CPU.
+    """
+
+    answer: str
+    n_prompt: int
+    """Tokens of the prompt, a BOS among them; the others are the answer's."""
+    log_prob: Float[Tensor, "run pos"]
+    """Of the token that follows."""
+    rank: Int[Tensor, "run pos"]
+    """Of the token that follows, 0 for the likeliest."""
+    top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
+    """By run and position: the likeliest next tokens, likeliest first."""
+    top_log_prob: Float[Tensor, "run pos k"]
+    """Theirs."""
+    kl: Float[Tensor, " pos"] | None
+    """Kullback-Leibler divergence of the distribution from the run before to the run after, ``sum_v p_before(v)
+    log(p_before(v) / p_after(v))``, in nats; None for the model alone."""
+    end_tokens: tuple[str, ...]
+    """Likeliest tokens at the prompt's end in either run, and the answer's first; those of the last run first."""
+    end_log_prob: Float[Tensor, "run candidate"]
+    """Theirs in both runs."""
+
+    @property
+    def answer_log_prob(self) -> Float[Tensor, " run"]:
+        """Log-probability of the whole answer behind the prompt, the sum over its tokens."""
+        return self.log_prob[:, self.n_prompt - 1 :].sum(dim=1)
+
+    def view(self) -> show.View:
+        """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest."""
+        by_run = range(len(self.runs))
+        return show.log_probs_view(
+            self.tokens,
+            {self.runs[i]: self.top_tokens[i] for i in by_run},
+            {self.runs[i]: self.top_log_prob[i] for i in by_run},
+            {self.runs[i]: self.rank[i] for i in by_run},
+            {self.runs[i]: self.log_prob[i] for i in by_run},
+            heading=self.heading("Next tokens"),
+        )
+
+    def view_change(self) -> show.View:
+        """Tokens coloured by their probability before and after, and by the difference.
+
+        Raises:
+            ValueError: For the model alone.
+        """
+        change = self.difference(self.log_prob.exp(), "NextTokens.view_change")
+        values = torch.stack([*self.log_prob.exp(), change], dim=1)
+        # Nothing predicts the first token.
+        return show.tokens_view(
+            self.tokens,
+            torch.cat([torch.zeros_like(values[:1]), values]),
+            ("p before", "p after", "after − before"),
+            heading=self.heading("Probability of each token behind those before it"),
+            unit="probability",
+        )
+
+    def to_dataframe(self) -> Any:
+        """A pandas frame: one row for each run and position, with the token that follows.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        rows = [
+            {
+                "run": run,
+                "pos": pos,
+                "token": self.tokens[pos],
+                "next_token": self.tokens[pos + 1],
+                "log_prob": float(self.log_prob[i, pos]),
+                "rank": int(self.rank[i, pos]),
+                "likeliest": self.top_tokens[i][pos][0],
+            }
+            for i, run in enumerate(self.runs)
+            for pos in range(len(self.tokens) - 1)
+        ]
+        return show.frame_of_rows("NextTokens.to_dataframe", rows)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Probabilities of the likeliest tokens at the prompt's end before and after, joined, on a logarithmic axis.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return show.plot_probabilities(
+            self.end_tokens,
+            dict(zip(self.runs, self.end_log_prob, strict=True)),
+            ax,
+            xlabel="probability of the next token",
+            title=self.title("Next token"),
+        )
+
+    def __repr__(self) -> str:
+        answer = list(map(_probability, self.answer_log_prob))
+        says = [repr(likeliest[self.n_prompt - 1][0]) for likeliest in self.top_tokens]
+        return f"NextTokens({self.prompt}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
+
+    def _repr_html_(self) -> str:
+        end = self.n_prompt - 1
+        columns = ["", *(name for run in self.runs for name in (run, "p"))]
+        rows = [
+            (
+                str(place + 1),
+                *(
+                    cell
+                    for i in range(len(self.runs))
+                    for cell in (
+                        show.spaced(self.top_tokens[i][end][place]),
+                        _probability(self.top_log_prob[i, end, place]),
+                    )
+                ),
+            )
+            for place in range(self.top_log_prob.shape[2])
+        ]
+        answer = " → ".join(map(_probability, self.answer_log_prob))
+        heading = self.heading("Likeliest next tokens")
+        return show.table(rows, columns=columns, heading=f"{heading}; p({self.answer}) {answer}")
+
+
+def _probability(log_prob: Float[Tensor, ""]) -> str:
+    """With three digits that tell something."""
+    value = float(log_prob.double().exp())
+    return f"{value:.3f}" if value >= 0.0005 or value == 0 else f"{value:.1e}"
+
+
+def next_tokens(
+    model: Model,
+    prompt: str,
+    answer: str,
+    *,
+    edit: Edit | None = None,
+    hooks: Sequence[NamedHook] = (),
+    top_k: int = 10,
+    prepend_bos: bool | None = None,
+) -> NextTokens:
+    """What the model says behind every token of prompt and answer, without and with an edit.
+
+    Args:
+        model: The model, without the edit. Other edits that are applied stay on in both runs.
+        prompt: A string.
+        answer: What follows, a word or several.
+        edit: What is switched on for the second run, and off again; None for the model alone.
+        hooks: Hooks of your own for the second run, as (name, function) pairs, e.g. ``edit.hooks(model, scale=0.5)``.
+        top_k: How many of the likeliest tokens to keep of each position.
+        prepend_bos: Whether the prompt begins with a BOS; None for what the edit was computed with, and without an edit
+            for the model's own default.
+
+    Returns:
+        `NextTokens`: ``log_prob``, ``rank`` ``[run pos]`` of the tokens that follow, ``kl`` ``[pos]``, the likeliest
+        tokens; ``view()`` and ``view_change()`` are interactive, ``plot()`` shows the prompt's end.
+
+    Raises:
+        ValueError: For a prompt that is too long, an answer that has no tokens or merges with the prompt, an edit that
+            is applied already or is another model's, hooks with an unknown name, active dropout, or probabilities that
+            are not finite.
+    """
+    runs = Runs.of(model, prompt, edit, hooks, prepend_bos, OPERATION)
+    if type(top_k) is not int or top_k < 1:
+        raise ValueError(f"{OPERATION}: top_k is {top_k!r}; expected an integer of 1 or more; the default is 10.")
+    said, before = runs.answer(prompt, answer), runs.ids(prompt)
+    ids = torch.cat([before, said])
+
+    def measure(hooks: Sequence[NamedHook]) -> Float[Tensor, "pos d_vocab"]:
+        return forward.log_probs(model, runs.watch(ids[:-1], {}, hooks))
+
+    found = runs.each(measure)
+    k = min(top_k, found[0].shape[1])
+    tops = [log_probs.topk(k, dim=1) for log_probs in found]
+    own = [log_probs.gather(1, ids[1:, None].to(log_probs.device)) for log_probs in found]
+    end = [log_probs[len(before) - 1] for log_probs in found]
+    several = torch.cat([*(top.indices[len(before) - 1].cpu() for top in tops), said[:1]])
+    union = torch.tensor(sorted(set(map(int, several))))
+    union = union[end[-1][union.to(end[-1].device)].argsort(descending=True, stable=True).cpu()]
+    return NextTokens(
+        **runs.labels(prompt, ids),
+        answer=answer,
+        n_prompt=len(before),
+        log_prob=torch.stack([each[:, 0] for each in own]).cpu(),
+        rank=torch.stack([(all_ > each).sum(dim=1) for all_, each in zip(found, own, strict=True)]).cpu(),
+        top_tokens=tuple(tuple(tokens.str_tokens(model, row) for row in top.indices) for top in tops),
+        top_log_prob=torch.stack([top.values for top in tops]).cpu(),
+        kl=_divergence(*found).cpu() if len(found) == 2 else None,
+        end_tokens=tokens.str_tokens(model, union),
+        end_log_prob=torch.stack([log_probs[union.to(log_probs.device)] for log_probs in end]).cpu(),
+    )
+
+
+def _divergence(before: Float[Tensor, "pos d_vocab"], after: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, " pos"]:
+    """KL(before || after); what has no probability before counts nothing."""
+    p = before.exp()
+    return torch.where(p > 0, p * (before - after), torch.zeros_like(p)).sum(dim=1)
