@@ -44,7 +44,8 @@ def check(options: argparse.Namespace) -> None:
     _check_texts(options)
     _check_tfidf(options)
     _check_moments(options)
-    _check_out(given(options, "--out"))
+    for option in ("--out", "--html"):
+        _check_file(option, given(options, option))
     _check_folder(given(options, "--folder"))
     check_device(given(options, "--device"))
     check_model(given(options, "--model"))
@@ -105,16 +106,18 @@ def _check_moments(options: argparse.Namespace) -> None:
             )
 
 
-def _check_out(path: str | None) -> None:
+def _check_file(option: str, path: str | None) -> None:
     if path is None:
         return
     file = Path(path)
     if file.is_dir() or not file.absolute().parent.is_dir():
         found = "is a folder" if file.is_dir() else f"would be in {file.parent}, which is not there"
-        raise ValueError(f"--out {file}: it {found}; expected a file in a folder that is there; choose another path.")
+        raise ValueError(
+            f"{option} {file}: it {found}; expected a file in a folder that is there; choose another path."
+        )
     place = file if file.exists() else file.absolute().parent
     if not os.access(place, os.W_OK):
-        raise ValueError(f"--out {file}: {place} cannot be written; expected a place where you may; choose another.")
+        raise ValueError(f"{option} {file}: {place} cannot be written; expected a place where you may; choose another.")
 
 
 def _check_folder(path: str | Path | None, option: str = "--folder") -> None:

@@ -13,7 +13,7 @@ from tl_edit.command.checks import check
 from tl_edit.command.models import is_bundled, load_model
 from tl_edit.command.parsing import CODES, Parser, folder_or_file, path
 from tl_edit.factworld import RELATIONS, fact_texts, facts
-from tl_edit.story import Story
+from tl_edit.story import Story, save_story
 
 
 def parser(commands: str) -> Parser:
@@ -45,6 +45,7 @@ def parser(commands: str) -> Parser:
         help="a text file, one text per line, for the second moment of another "
         "model's keys (default: the bundled sentences, a poor sample for a large model)",
     )
+    found.add_argument("--html", type=path, metavar="FILE", help="also write the story as one page, with more pictures")
     found.add_argument(
         "--list-facts",
         action="store_true",
@@ -74,7 +75,11 @@ def run(options: argparse.Namespace) -> int:
     record = bundled_record(options) if is_bundled(options.model) else own_record(options, options.relation)
     model = load_model(options.model, processing=True)
     story = Story(model, console, layer=options.layer, seed=options.seed, texts=texts)
-    return 0 if story.tell(record) else 1
+    told = story.tell(record)
+    if options.html is not None:
+        save_story(options.html, model, told, texts)
+        console.print(f"\nThe same with more pictures: {options.html}", soft_wrap=True)
+    return 0 if told.took and told.restored else 1
 
 
 def _list_facts(console: Console, options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from rich.bar import Bar
@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from tl_edit import forward, host, tokens
+from tl_edit import host
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.evaluate import Evaluation, Metric, evaluate
@@ -20,6 +20,7 @@ from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, second_moment
 from tl_edit.request import EditRequest
 from tl_edit.rome import effective_config, rome_edit
+from tl_edit.story.answers import as_object, top_answers, visible
 from tl_edit.trace import CausalTrace, Kind, causal_trace
 
 KIND_WORDS: dict[Kind, str] = {
@@ -31,26 +32,23 @@ MAX_COLUMNS = 12
 """Layers that a table shows; of deeper models every second, third, ... is shown."""
 
 
-def top_answers(model: Model, prompt: str, k: int = 5, *, prepend_bos: bool | None = None) -> list[tuple[int, float]]:
-    """The ids of the ``k`` likeliest next tokens of ``prompt`` with their probabilities."""
-    top = forward.next_log_probs(model, prompt, prepend_bos=prepend_bos).exp().topk(k)
-    return list(zip(map(int, top.indices), map(float, top.values), strict=True))
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What a story found."""
 
-
-def as_object(model: Model, request: EditRequest, token: int) -> str | None:
-    """The token as a true object; None where it is none, such as a full stop or the rest of a word.
-
-    As an object it would get the space that stands before objects, and be another token, which the model does
-    not say.
-    """
-    says = model.tokenizer.decode([token]).strip()
-    if says in ("", request.target_new):
-        return None
-    try:
-        target = tokens.target_tokens(model, request.prompt, says)
-    except ValueError:
-        return None
-    return says if target.tolist() == [token] else None
+    record: EditRecord
+    trace: CausalTrace
+    edit: Edit
+    """It is off again."""
+    before: Evaluation
+    after: Evaluation
+    weights_before: str
+    """Hash of the edited ``W_out``."""
+    weights_now: str
+    took: bool
+    """Whether the new object won."""
+    restored: bool
+    """Whether the weights are what they were, and all that the model says."""
 
 
 class Story:
@@ -71,8 +69,8 @@ class Story:
         host.check_layers(model, [self.layer], "--layer")
         self.config = replace(config, seed=seed)
 
-    def tell(self, record: EditRecord) -> bool:
-        """Tell all chapters; whether the edit took and the weights were restored."""
+    def tell(self, record: EditRecord) -> Told:
+        """Tell all chapters."""
         model = self.model
         self.console.print(
             f"[bold]tl_edit[/] on {host.model_name(model)}, a {host.interface(model)} with "
@@ -80,7 +78,7 @@ class Story:
         )
         record = replace(record, request=self.fact(record.request))
         moment = self.measure()
-        self.locate(record.request)
+        trace = self.locate(record.request)
         before = evaluate(model, record)
         weights = _weights_hash(model, self.layer)
         edit = self.write(record.request, moment)
@@ -89,7 +87,18 @@ class Story:
             took = self.compare(before, after)
         finally:
             edit.undo(model)
-        return self.undone(weights, before, record) and took
+        now = _weights_hash(model, self.layer)
+        return Told(
+            record=record,
+            trace=trace,
+            edit=edit,
+            before=before,
+            after=after,
+            weights_before=weights,
+            weights_now=now,
+            took=took,
+            restored=self.undone(weights, now, before, record),
+        )
 
     def _chapter(self, number: int, title: str) -> None:
         self.console.print()
@@ -185,10 +194,9 @@ class Story:
         answer = new.efficacy[0]
         return answer.says_new if answer.prefers_new is None else answer.prefers_new
 
-    def undone(self, weights: str, before: Evaluation, record: EditRecord) -> bool:
+    def undone(self, weights: str, now: str, before: Evaluation, record: EditRecord) -> bool:
         """Proof that the weights are what they were."""
         self._chapter(5, "Undone")
-        now = _weights_hash(self.model, self.layer)
         again = evaluate(self.model, record)
         same = now == weights and again.scores == before.scores
         verdict = "[green]bit-identical[/]" if same else "[bold red]NOT restored[/]"
@@ -201,11 +209,6 @@ class Story:
 def _weights_hash(model: Model, layer: int) -> str:
     data = host.w_out(model, layer).cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def visible(token: str) -> str:
-    """A token as text that shows its line breaks."""
-    return token.replace("\n", "↵").strip() or "␣"
 
 
 def _row(title: str, prompt: str, wanted: str, before: str, after: str, good: bool) -> list[Text]:

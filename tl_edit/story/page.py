@@ -1,0 +1,132 @@
+"""A fact's story as one page: every picture with the question that it answers, and what would speak against it."""
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from tl_edit import host, show
+from tl_edit.evaluate import RecordScores, compare
+from tl_edit.evaluate.scores import PromptScore
+from tl_edit.follow import attention_change, edit_circuit, logit_lens, next_tokens
+from tl_edit.host import Model
+from tl_edit.memory import edit_memory
+from tl_edit.story.terminal import Told
+
+
+def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str]) -> None:
+    """Write the page; the edit, which the story has taken back, is switched on where a picture needs it.
+
+    Args:
+        path: The file.
+        model: The model, unedited.
+        told: What the story found.
+        texts: Where to look for what the edit answers to, usually the second moment's.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    request = told.record.request
+    title = f"{request.subject}: {request.target_new} instead of {request.target_true or '?'}"
+    show.save_html(path, *_chapters(model, told, texts), title=title)
+
+
+def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object]:
+    request, edit, bos = told.record.request, told.edit, told.edit.provenance.prepend_bos
+    new, old = request.target_new, request.target_true
+    after = next_tokens(model, request.prompt, new, edit=edit, prepend_bos=bos)
+    yield (
+        f"One fact of {host.model_name(model)} ({host.n_layers(model)} layers): where it is kept, what writing another "
+        "one there changes, and how that comes about. All of it was measured on this model, just now; nothing on this "
+        "page is fetched from anywhere."
+    )
+    yield "# 1 The fact"
+    yield f"What the model says next after “{request.prompt}”, before and after the edit."
+    yield after
+    yield "# 2 Where it is kept"
+    yield (
+        "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
+        "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2). A model that looked "
+        "the fact up nowhere in particular would be evenly pale."
+    )
+    yield told.trace
+    yield "The same by layer, on the tokens themselves."
+    yield told.trace.view_tokens()
+    yield "# 3 The edit"
+    yield (
+        "A change of rank one of a single matrix: at the subject's key the MLP now answers with the value that makes "
+        f"the model say {new}, and the second moment of its keys keeps it from answering so elsewhere."
+    )
+    yield edit
+    if find_spec("matplotlib") is not None:
+        yield edit.plot()
+    yield "# 4 Did it work, and what else moved"
+    yield (
+        "Success on the prompt alone is easily had. Paraphrases should follow, and other subjects' facts should stay: "
+        "an edit that fails there has not learned a fact but a phrase, or ruined the model."
+    )
+    yield compare({"before": told.before, "after": told.after})
+    yield _prompts(told)
+    yield "# 5 Token by token"
+    yield f"How likely each token is behind those before it, with “{new}” at the end."
+    yield after.view()
+    yield "# 6 Layer by layer"
+    yield (
+        "The same question asked after each layer, as if the others did nothing (the logit lens): where the one object "
+        "overtakes the other."
+    )
+    yield logit_lens(model, request.prompt, [new] if old is None else [new, old], edit=edit, prepend_bos=bos)
+    yield "# 7 Where heads look"
+    yield (
+        "How attention changes, strongest heads first. Heads may look where they looked and find something else there; "
+        "then little moves here."
+    )
+    yield attention_change(model, request.prompt, edit=edit, prepend_bos=bos).view()
+    if old is not None:
+        yield "# 8 Who carries it"
+        yield (
+            f"What each component adds directly to how much likelier {new} is than {old}, before and after. The edit "
+            "changes one MLP; others pass the change on."
+        )
+        yield edit_circuit(model, request.prompt, new, old, edit=edit, prepend_bos=bos)
+    yield "# 9 What it answers to"
+    yield (
+        f"The edit as a memory: the contexts in {len(texts):,} texts that trigger it most, and the tokens that its "
+        "value says (Geva et al. 2021). Contexts of other subjects would be what it spoils."
+    )
+    yield edit_memory(model, edit, texts, n_triggers=8, progress=False)
+    yield "# 10 Undone"
+    yield (
+        f"SHA-256 of W_out before {told.weights_before}, now {told.weights_now}: "
+        + ("bit-identical." if told.restored else "NOT restored.")
+    )
+
+
+def _prompts(told: Told) -> "_Html":
+    """All prompts of the record, with what the model says before and after."""
+    before, after = told.before.scores[0], told.after.scores[0]
+    request = told.record.request
+    rows: list[tuple[str, ...]] = []
+    for name, group, wanted in (
+        ("the prompt", "efficacy", request.target_new),
+        ("paraphrase", "paraphrase", request.target_new),
+        ("neighbor", "neighborhood", request.target_true or ""),
+    ):
+        pairs = zip(_group(before, group), _group(after, group), strict=True)
+        rows += [(name, was.prompt, wanted, was.prediction, now.prediction) for was, now in pairs]
+    facts = zip(before.other_facts, after.other_facts, strict=True)
+    rows += [("same subject", was.prompt, was.answer, was.prediction, now.prediction) for was, now in facts]
+    return _Html(show.table(rows, columns=("", "prompt", "should say", "before", "after")))
+
+
+def _group(scores: RecordScores, group: str) -> tuple[PromptScore, ...]:
+    return {"efficacy": scores.efficacy, "paraphrase": scores.paraphrase, "neighborhood": scores.neighborhood}[group]
+
+
+class _Html:
+    """HTML that is ready."""
+
+    def __init__(self, html: str) -> None:
+        self._html = html
+
+    def _repr_html_(self) -> str:
+        return self._html
