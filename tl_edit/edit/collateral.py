@@ -105,6 +105,24 @@ class Collateral:
         frame["token"] = list(self.str_tokens) * len(self.layers)
         return frame
 
+    def plot(self, ax: Any = None, *, n: int = 20) -> Any:
+        """Bars of the ``n`` tokens that are moved most.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If ``n`` is no integer of 1 or more.
+        """
+        moved = self.top(n)
+        names = [f"{show.visible(each.token)} · {show.visible(_around(each, 40))}" for each in moved]
+        return show.plot_bars(
+            {"": torch.tensor([each.shift for each in moved], dtype=torch.float64)},
+            ax,
+            groups=names,
+            ylabel="shift of the MLP's output (its own units)",
+            title=f"{self.edit}: what it moves most",
+            flat=True,
+        )
+
     def __repr__(self) -> str:
         most = self.top(1)[0]
         what = "subjects" if self.of_subjects else "tokens"
@@ -214,6 +232,12 @@ def _read(
 
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _around(moved: Moved, most: int) -> str:
+    """A text cut to its beginning, and which token of it is meant."""
+    text = moved.text if len(moved.text) <= most else f"{moved.text[: most - 1]}…"
+    return f"{text} [{moved.position}]"
 
 
 def _listed(what: object) -> list[object]:
