@@ -184,10 +184,10 @@ def plot_metrics(methods: Methods, keys: Sequence[str] | None, ax: Any, *, title
         )
         low, high = 100 * torch.tensor(sides, dtype=torch.float64).T
         ends[name] = low, high
+    known = any(bool((~low.isnan()).any()) for low, _ in ends.values())
+    ylabel = "% (95 % intervals over records)" if known else "%"
     groups = [f"{key}\n{MEASURES[key].name.replace(' ', chr(10), 1)}" for key in keys]
-    return show.plot_bars(
-        bars, ax, groups=groups, ylabel="% (95 % intervals over records)", title=title, intervals=ends
-    )
+    return show.plot_bars(bars, ax, groups=groups, ylabel=ylabel, title=title, intervals=ends)
 
 
 def metric_rows(methods: Methods, seed: int) -> list[dict[str, Any]]:

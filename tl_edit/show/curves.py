@@ -15,6 +15,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "o^vDsP"
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 MOST_MARKERS = 16
+MOST_NUMBERS = 32
+"""Bars that have their numbers."""
 
 Values = Float[Tensor, " point"]
 Interval = tuple[Values, Values]
@@ -65,7 +67,7 @@ def plot_lines(
         for i, (name, values) in enumerate(right.items()):
             look = {"color": GREY, "linestyle": ("--", ":", "-.")[i % 3], "marker": "s", "markersize": 4}
             drawn += other.plot(x[order].numpy(), values[order].numpy(), label=_name(name), **look)
-        other.set_ylabel(right_label, parse_math=False)
+        other.set_ylabel(wrapped(right_label, 35), parse_math=False)
     axis.set_yscale(yscale)
     if whole:
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -77,7 +79,9 @@ def plot_lines(
 def plot_losses(
     losses: Sequence[float], terms: Sequence[tuple[float, float, float]], ax: Any, *, title: str = ""
 ) -> Any:
-    """A loss over the evaluations of a search, and the terms that it is the sum of, where they are known.
+    """A loss over the evaluations of a search, on a logarithmic scale, and the terms that it is the sum of, if known.
+
+    Terms that are zero, as at the first evaluation, are left out.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -86,8 +90,9 @@ def plot_losses(
     if terms:
         columns = torch.tensor(terms, dtype=torch.float64).T
         lines |= dict(zip(("negative log-likelihood", "KL", "weight decay"), columns, strict=True))
+    lines = {name: torch.where(values > 0, values, torch.nan) for name, values in lines.items()}
     x = torch.arange(1, len(losses) + 1, dtype=torch.float64)
-    return plot_lines(x, lines, ax, xlabel="evaluation", ylabel="loss (nats)", title=title, whole=True)
+    return plot_lines(x, lines, ax, xlabel="evaluation", ylabel="loss (nats)", title=title, yscale="log", whole=True)
 
 
 def plot_panels(
@@ -163,23 +168,28 @@ def plot_bars(
     longest = 0.07 * min(80, max(map(len, groups), default=0))
     made, axis = one_axes(ax, (3.5 + longest, 1.4 + 0.24 * n) if flat else (min(14.0, 2.4 + 0.34 * n), 3.8))
     width = 0.8 / max(1, len(bars))
-    ink = extra("matplotlib.pyplot", "plot").rcParams["text.color"]
+    ink, paper = (extra("matplotlib.pyplot", "plot").rcParams[name] for name in ("text.color", "axes.facecolor"))
     drawn: list[Any] = []
     for i, (name, values) in enumerate(bars.items()):
         places = [group + width * (i + 0.5) - 0.4 for group in range(len(groups))]
-        look = {"color": PALETTE[i % 6], "hatch": HATCHES[i % 6], "edgecolor": ink, "linewidth": 0.5}
+        look = {"color": PALETTE[i % 6], "hatch": HATCHES[i % 6], "edgecolor": paper, "linewidth": 0}
         sizes = {"height": 0.92 * width} if flat else {"width": 0.92 * width}
         drawn.append((axis.barh if flat else axis.bar)(places, values.numpy(), label=_name(name), **sizes, **look))
-        for place, value in zip(places, map(float, values), strict=True):
-            if value != value:
-                axis.text(*((0, place) if flat else (place, 0)), "–", ha="center", va="center" if flat else "bottom")
+        ends = (intervals or {}).get(name, (values, values))
         if intervals and name in intervals:
-            _add_whiskers(axis, places, values, intervals[name], flat, ink)
+            _add_whiskers(axis, places, values, ends, flat, ink)
+        if len(bars) * len(groups) <= MOST_NUMBERS:
+            _add_numbers(axis, places, values, ends[1], flat)
     label_places(axis, range(len(groups)), groups, rows=flat)
     axis.axvline(0, color=GREY, linewidth=0.8) if flat else axis.axhline(0, color=GREY, linewidth=0.8)
     if flat:
-        axis.invert_yaxis()
-    _say(axis, ylabel if flat else "", "" if flat else ylabel, title)
+        axis.set_ylim(len(groups) - 0.4, -0.6)
+        axis.margins(x=0.12)
+    else:
+        axis.margins(y=0.1)
+    _say(axis, ylabel if flat else "", "" if flat else ylabel, "" if flat and made is not None else title)
+    if flat and made is not None:
+        made.suptitle(wrapped(title, int(11 * made.get_figwidth())), fontsize="medium", parse_math=False)
     if len(bars) > 1:
         _legend(made, axis, drawn)
     return shown_once(made, axis)
@@ -204,9 +214,12 @@ def plot_points(
     made, axis = one_axes(ax, (4.8, 3.6))
     axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     look = {"color": PALETTE[0]} if shade is None else {"c": shade.numpy(), "cmap": "viridis"}
-    points = axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.7, edgecolors=GREY, linewidths=0.3, **look)
+    points = axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.8, edgecolors=GREY, linewidths=0.7, **look)
     if shade is not None:
-        axis.figure.colorbar(points, ax=axis).set_label(shade_label, parse_math=False)
+        bar = axis.figure.colorbar(points, ax=axis)
+        bar.set_label(shade_label, parse_math=False)
+        bar.locator.set_params(integer=bool((shade == shade.round()).all()))
+        bar.update_ticks()
     _say(axis, xlabel, ylabel, title)
     return shown_once(made, axis)
 
@@ -214,10 +227,11 @@ def plot_points(
 def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mapping[str, Interval]) -> list[Any]:
     order = x.argsort()
     at = x[order].numpy()
+    few = len(lines) < 4 and len(x) < 50
     drawn: list[Any] = []
     for i, (name, values) in enumerate(lines.items()):
         # Of few lines the first ones are wider, so that they are seen behind others that coincide with them.
-        look = {"color": PALETTE[i % 6], "linewidth": 1.5 + (1.5 * (len(lines) - 1 - i) if len(lines) < 4 else 0)}
+        look = {"color": PALETTE[i % 6], "linewidth": 1.5 + (len(lines) - 1 - i if few else 0)}
         look |= {"marker": MARKERS[i % 6], "markersize": 5, "markevery": -(-len(x) // MOST_MARKERS), "alpha": 0.85}
         drawn += axis.plot(at, values[order].numpy(), label=_name(name), **look)
         if name in bands:
@@ -228,16 +242,32 @@ def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mappin
 
 def _add_whiskers(axis: Any, places: Sequence[float], values: Values, ends: Interval, flat: bool, ink: str) -> None:
     low, high = ends
+    known = ~(values + low + high).isnan()
     # An interval may leave out what it belongs to by a rounding; lengths must not be negative.
-    sizes = [(values - low).clamp(min=0).nan_to_num(0.0).numpy(), (high - values).clamp(min=0).nan_to_num(0.0).numpy()]
-    where = (values.numpy(), places) if flat else (places, values.numpy())
+    sizes = [size[known].clamp(min=0).numpy() for size in (values - low, high - values)]
+    at = [place for place, has in zip(places, known, strict=True) if has]
+    where = (values[known].numpy(), at) if flat else (at, values[known].numpy())
     axis.errorbar(*where, **{"xerr" if flat else "yerr": sizes}, fmt="none", ecolor=ink, elinewidth=1.2, capsize=2.5)
 
 
+def _add_numbers(axis: Any, places: Sequence[float], values: Values, above: Values, flat: bool) -> None:
+    """The values at the ends of their bars; a dash for what is not there."""
+    for place, value, end in zip(places, map(float, values), map(float, above), strict=True):
+        at = 0.0 if value != value else value if end != end else max(value, end)
+        text = "–" if value != value else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        look: dict[str, Any] = {"ha": "left", "va": "center"} if flat else {"ha": "center", "va": "bottom"}
+        shift = (4, 0) if flat else (0, 2)
+        place_at = (at, place) if flat else (place, at)
+        axis.annotate(text, place_at, shift, textcoords="offset points", fontsize="x-small", **look)
+
+
 def _say(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
-    axis.set_xlabel(xlabel, parse_math=False)
-    axis.set_ylabel(ylabel, parse_math=False)
-    axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
+    """Labels that fit their sides."""
+    box = axis.get_window_extent()
+    across, up = (max(16, int(13 * side / axis.figure.dpi)) for side in (box.width, box.height))
+    axis.set_xlabel(wrapped(xlabel, across), parse_math=False)
+    axis.set_ylabel(wrapped(ylabel, up), parse_math=False)
+    axis.set_title(wrapped(title, across), fontsize="medium", parse_math=False)
 
 
 def _name(name: str) -> str:
@@ -250,10 +280,11 @@ def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
     if not drawn:
         return
     widest = max(len(each.get_label()) for each in drawn)
-    room = axis.figure.get_figwidth() * 11
+    room = 11 * (figure.get_figwidth() if figure is not None else axis.get_window_extent().width / axis.figure.dpi)
     columns = max(1, min(len(drawn), int(room / (widest + 7))))
     if figure is None:
-        legend = axis.legend(handles=drawn, frameon=False, fontsize="small")
+        look: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "fontsize": "small"}
+        legend = axis.legend(handles=drawn, ncols=columns, frameon=False, **look)
     else:
         legend = figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False)
     for text in legend.get_texts():

@@ -73,12 +73,21 @@ def _section(view: object) -> str:
     shown = cast(Any, view)
     if hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
         return html
-    figure = getattr(shown.flat[0] if hasattr(view, "flat") else shown, "figure", None)
+    first = (
+        next(iter(shown), None)
+        if isinstance(shown, list | tuple)
+        else shown.flat[0]
+        if hasattr(shown, "flat")
+        else shown
+    )
+    figure: Any = getattr(cast(Any, first), "figure", None)
     if figure is None or not hasattr(figure, "savefig"):
         raise ValueError(
             f"save_html: found something of type {type(view).__name__}; expected results of this package, views, "
             "axes of matplotlib, texts, or what shows itself in a notebook; leave it out."
         )
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150, facecolor="white")
+    # Text is dark on a figure that has no background of its own.
+    background = figure.get_facecolor() if figure.get_facecolor()[3] else "white"
+    figure.savefig(image, format="png", dpi=150, facecolor=background)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'

@@ -130,13 +130,14 @@ class AverageTrace:
             f"window {self.window} for MLP and attention",
         )
 
-    def plot(self, ax: Any = None, *, form: Form = "lines") -> Any:
+    def plot(self, ax: Any = None, *, form: Form = "lines", paired: bool = False) -> Any:
         """The mean indirect effect by role and layer, the kinds side by side on one scale.
 
         Args:
             ax: Axes to draw into, one for each kind; None makes new ones.
             form: "lines" over the layers with 95 % intervals over observations (as in the paper's appendix), or
                 "heatmaps" with roles as rows, from 0 on (as in its figure 2).
+            paired: Show ``paired_effect`` instead of ``indirect_effect``.
 
         Returns:
             The axes, one or a list.
@@ -148,11 +149,13 @@ class AverageTrace:
         if form not in get_args(Form):
             raise ValueError(f"AverageTrace.plot: form is {form!r}; expected one of {', '.join(get_args(Form))}.")
         titles = [f"restoring the {KIND_NAMES[kind]}" for kind in self.kinds]
+        effects = self.paired_effect if paired else self.indirect_effect
+        half = 1.96 * self.paired_error if paired else self.confidence()
         unit, xlabels = f"mean indirect effect ({self.measure})", layer_labels(self.kinds, self.window)
         heading = f"{self.n_facts} facts, mean clean {self.clean:.3g}, mean corrupted {self.corrupted:.3g}"
         if form == "heatmaps":
             return show.plot_heatmaps(
-                [effect.clamp(min=0) for effect in self.indirect_effect],
+                [effect.clamp(min=0) for effect in effects],
                 ax,
                 titles=titles,
                 rows=list(ROLES),
@@ -164,11 +167,11 @@ class AverageTrace:
                 xlabels=xlabels,
             )
         names = [f"{role} (n = {n})" for role, n in zip(ROLES, self.count, strict=True)]
-        low, high = self.indirect_effect - self.confidence(), self.indirect_effect + self.confidence()
+        low, high = effects - half, effects + half
         present = [r for r, n in enumerate(self.count) if n]
         return show.plot_panels(
             torch.tensor(self.layers, dtype=torch.float64),
-            {title: {names[r]: self.indirect_effect[k, r] for r in present} for k, title in enumerate(titles)},
+            {title: {names[r]: effects[k, r] for r in present} for k, title in enumerate(titles)},
             ax,
             xlabels=xlabels,
             ylabel=unit,
