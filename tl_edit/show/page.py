@@ -73,14 +73,7 @@ def _section(view: object) -> str:
     shown = cast(Any, view)
     if hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
         return html
-    first = (
-        next(iter(shown), None)
-        if isinstance(shown, list | tuple)
-        else shown.flat[0]
-        if hasattr(shown, "flat")
-        else shown
-    )
-    figure: Any = getattr(cast(Any, first), "figure", None)
+    figure = _figure(shown)
     if figure is None or not hasattr(figure, "savefig"):
         raise ValueError(
             f"save_html: found something of type {type(view).__name__}; expected results of this package, views, "
@@ -91,3 +84,9 @@ def _section(view: object) -> str:
     background = figure.get_facecolor() if figure.get_facecolor()[3] else "white"
     figure.savefig(image, format="png", dpi=150, facecolor=background)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+
+
+def _figure(axes: Any) -> Any:
+    """Of axes, or of the first of several, as a list or an array; None for anything else."""
+    several: list[Any] = list(getattr(axes, "flat", axes if isinstance(axes, list | tuple) else [axes]))
+    return getattr(several[0], "figure", None) if several else None
