@@ -70,7 +70,7 @@ def plot_lines(
         other.set_ylabel(wrapped(right_label, 35), parse_math=False)
     axis.set_yscale(yscale)
     if whole:
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_ticks(axis)
     _say(axis, xlabel, ylabel, title)
     _legend(made, axis, drawn)
     return shown_once(made, axis)
@@ -125,7 +125,7 @@ def plot_panels(
     drawn: list[Any] = []
     for axis, xlabel, (title, lines) in zip(axes, xlabels, panels.items(), strict=True):
         drawn = _draw_lines(axis, x, lines, (bands or {}).get(title, {}))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_ticks(axis)
         axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
         _say(axis, xlabel, ylabel if axis is axes[0] else "", title)
     _legend(made, axes[-1], drawn)
@@ -180,7 +180,7 @@ def plot_bars(
             _add_whiskers(axis, places, values, ends, flat, ink)
         if len(bars) * len(groups) <= MOST_NUMBERS:
             _add_numbers(axis, places, values, ends[1], flat)
-    label_places(axis, range(len(groups)), groups, rows=flat)
+    label_places(axis, list(map(float, range(len(groups)))), groups, rows=flat)
     axis.axvline(0, color=GREY, linewidth=0.8) if flat else axis.axhline(0, color=GREY, linewidth=0.8)
     if flat:
         axis.set_ylim(len(groups) - 0.4, -0.6)
@@ -268,6 +268,10 @@ def _say(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
     axis.set_xlabel(wrapped(xlabel, across), parse_math=False)
     axis.set_ylabel(wrapped(ylabel, up), parse_math=False)
     axis.set_title(wrapped(title, across), fontsize="medium", parse_math=False)
+
+
+def _whole_ticks(axis: Any) -> None:
+    axis.xaxis.set_major_locator(extra("matplotlib.pyplot", "plot").MaxNLocator(integer=True))
 
 
 def _name(name: str) -> str:

@@ -88,5 +88,6 @@ def _section(view: object) -> str:
 
 def _figure(axes: Any) -> Any:
     """Of axes, or of the first of several, as a list or an array; None for anything else."""
-    several: list[Any] = list(getattr(axes, "flat", axes if isinstance(axes, list | tuple) else [axes]))
+    listed: Any = axes if type(axes) in (list, tuple) else [axes]
+    several: list[Any] = list(getattr(axes, "flat", listed))
     return getattr(several[0], "figure", None) if several else None
