@@ -15,7 +15,7 @@ COLLECTOR = """<script>
 const errors = [];
 window.addEventListener("error", (event) => errors.push(String(event.message)));
 window.addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
-window.addEventListener("securitypolicyviolation", (event) => errors.push("policy: " + event.violatedDirective));
+window.addEventListener("securitypolicyviolation", (event) => errors.push("refused " + event.blockedURI));
 const said = console.error;
 console.error = (...parts) => { errors.push(parts.join(" ")); said(...parts); };
 setTimeout(() => {

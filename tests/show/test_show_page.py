@@ -94,7 +94,8 @@ def test_a_browser_shows_every_view_and_runs_nothing_of_the_data(tmp_path):
     # The same view twice, as a cell that is run twice.
     title = "</title><script>document.title=1</script>"
     found, document = browser.report(show.page([*views, views[0], Inline(), *INLINE[:2]], title=title), tmp_path)
-    assert found["errors"] == []
+    # A library inside circuitsvis' script asks for WebAssembly, is refused by the page's policy, and goes on without.
+    assert set(found["errors"]) <= {"refused wasm-eval"}
     assert found["title"] == title
     parts = [part for view in [*views, views[0]] for part in view.parts]
     assert [view["drawn"] for view in found["views"]] == ["yes"] * len(parts)
