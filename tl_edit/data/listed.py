@@ -12,7 +12,7 @@ from tl_edit.data.schema import Schema
 from tl_edit.request import EditRequest
 
 T = TypeVar("T")
-L = TypeVar("L", bound="Listed[Any]")
+L = TypeVar("L", bound=tuple[Any, ...])
 
 _SHOWN = 5
 """Malformed rows that a message names."""
