@@ -197,3 +197,11 @@ def test_colours_are_seen_on_white_and_on_black():
     for colour in PALETTE:
         assert 1.05 / (luminance(colour) + 0.05) > 2  # on white
         assert (luminance(colour) + 0.05) / 0.05 > 3.5  # on black
+
+
+def test_more_than_there_are_colours_are_told_apart():
+    values = {str(i): torch.tensor([float(i), 0.0]) for i in range(12)}
+    lines = show.plot_lines(torch.arange(2.0), values, None, xlabel="x", ylabel="y").lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
+    bars = show.plot_bars(values, None, groups=["a", "b"], ylabel="y").patches
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == 12

@@ -13,6 +13,7 @@ from tl_edit.show.figures import GREY, label_places, one_axes, several_axes, sho
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of Okabe and Ito for colour-blind readers, those that are seen both on white and on black."""
 MARKERS = "o^vDsP"
+"""With a colour each; from the seventh line on colours come again, with other markers."""
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 MOST_MARKERS = 16
 MOST_NUMBERS = 32
@@ -172,7 +173,7 @@ def plot_bars(
     drawn: list[Any] = []
     for i, (name, values) in enumerate(bars.items()):
         places = [group + width * (i + 0.5) - 0.4 for group in range(len(groups))]
-        look = {"color": PALETTE[i % 6], "hatch": HATCHES[i % 6], "edgecolor": paper, "linewidth": 0}
+        look = {"color": PALETTE[i % 6], "hatch": HATCHES[(i + i // 6) % 6], "edgecolor": paper, "linewidth": 0}
         sizes = {"height": 0.92 * width} if flat else {"width": 0.92 * width}
         drawn.append((axis.barh if flat else axis.bar)(places, values.numpy(), label=_name(name), **sizes, **look))
         ends = (intervals or {}).get(name, (values, values))
@@ -232,7 +233,12 @@ def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mappin
     for i, (name, values) in enumerate(lines.items()):
         # Of few lines the first ones are wider, so that they are seen behind others that coincide with them.
         look = {"color": PALETTE[i % 6], "linewidth": 1.5 + (len(lines) - 1 - i if few else 0)}
-        look |= {"marker": MARKERS[i % 6], "markersize": 5, "markevery": -(-len(x) // MOST_MARKERS), "alpha": 0.85}
+        look |= {
+            "marker": MARKERS[(i + i // 6) % 6],
+            "markersize": 5,
+            "markevery": -(-len(x) // MOST_MARKERS),
+            "alpha": 0.85,
+        }
         drawn += axis.plot(at, values[order].numpy(), label=_name(name), **look)
         if name in bands:
             low, high = (end[order].numpy() for end in bands[name])
