@@ -1,6 +1,7 @@
 """The house keeps its rules: floors, light imports, no printing, no pickle."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -447,3 +448,24 @@ for call in {list(WRONG_TYPES)!r}:
     for message, (call, words) in zip(run(code).splitlines(), WRONG_TYPES.items(), strict=True):
         assert words in message, call
         assert "expected" in message or "call it once" in message, call
+
+
+NO_RESULTS = {
+    "configurations": {"AlphaEditConfig", "EMMETConfig", "MEMITConfig", "PMETConfig", "ROMEConfig", "ValueSearch"},
+    "what is asked for": {"EditRecord", "EditRequest", "Generation", "KnownFact", "Noise"},
+    "parts": {"KeyCache", "LowRank", "Malformed", "TfIdf"},
+    "an export": {"HuggingFaceExport"},
+}
+TABLES_ONLY = {"KnownFacts", "Records"}
+
+
+def test_every_result_shows_itself_and_draws_itself():
+    classes = {name for name in tl_edit.__all__ if isinstance(getattr(tl_edit, name), type)}
+    others = set().union(*NO_RESULTS.values())
+    assert others <= classes
+    for name in classes - others:
+        kind = getattr(tl_edit, name)
+        assert callable(getattr(kind, "_repr_html_", None)), name
+        if name not in TABLES_ONLY:
+            assert next(iter(inspect.signature(kind.plot).parameters.items()))[0] == "self", name
+            assert inspect.signature(kind.plot).parameters["ax"].default is None, name

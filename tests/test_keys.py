@@ -391,3 +391,20 @@ def test_active_dropout_is_refused():
         ValueError, match=r"extract_keys_values needs a deterministic model; found active dropout \(p = 0\.1\)"
     ):
         extract_keys_values(model, REQUESTS, [1])
+
+
+def test_the_cosines_are_those_of_the_mean_keys_and_are_drawn():
+    model = build("gpt2")
+    requests = [EditRequest("{} is in", name, "Rome") for name in ("The Eiffel Tower", "<b>", "The Louvre")]
+    found = extract_keys_values(model, requests, [0, 1], prefixes=("It was. {}",))
+    keys = found.mean_keys[1].double()
+    expected = torch.stack([torch.cosine_similarity(keys, key[None]) for key in keys])
+    assert torch.allclose(found.cosines(1), expected, atol=1e-12)
+    assert "&lt;b&gt; is in → Rome" in found._repr_html_()
+    assert "<td" in found._repr_html_()
+    with pytest.raises(ValueError, match=r"no layer 2; expected one of \[0, 1\]; read it with"):
+        found.cosines(2)
+    pytest.importorskip("matplotlib")
+    axis = found.plot(layer=1)
+    assert axis.get_title() == "mean keys of layer 1"
+    assert [label.get_text() for label in axis.get_yticklabels()][1] == "1: <b>"

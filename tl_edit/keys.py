@@ -8,16 +8,20 @@ prefixes (Meng et al. 2022, eq. 3).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange, reduce  # pyright: ignore[reportUnknownVariableType]
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import attach, host, tokens
+from tl_edit import attach, forward, host, show, tokens
 from tl_edit.forward import activations, at_least_float32
 from tl_edit.host import Model
 from tl_edit.request import EditRequest, as_prefixes, as_requests
+
+_SHOWN = 20
+"""Requests that a table shows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -42,6 +46,58 @@ class KeysValues:
     """By layer: keys averaged over the bare prompt and ``prefixes``."""
     mean_values: dict[int, Float[Tensor, "request d_model"]]
     """By layer: values averaged likewise."""
+
+    def cosines(self, layer: int) -> Float[Tensor, "request request"]:
+        """Cosines between the mean keys of the requests: how far an edit at one is an edit at the other.
+
+        Raises:
+            ValueError: If the layer was not read.
+        """
+        if layer not in self.mean_keys:
+            raise ValueError(
+                f"KeysValues.cosines: no layer {layer!r}; expected one of {list(self.layers)}; read it with "
+                "extract_keys_values."
+            )
+        keys = self.mean_keys[layer].double()
+        keys = keys / forward.lengths(keys).clamp(min=torch.finfo(keys.dtype).tiny)[:, None]
+        return keys @ keys.T
+
+    def plot(self, ax: Any = None, *, layer: int | None = None) -> Any:
+        """The `cosines` between the requests' mean keys, as a matrix.
+
+        Args:
+            ax: Axes to draw on; None for a new figure.
+            layer: Which of the layers; None for the first.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If the layer was not read.
+        """
+        at = self.layers[0] if layer is None else layer
+        return show.plot_matrix(
+            self.cosines(at),
+            ax,
+            rows=[f"{i}: {request.subject}" for i, request in enumerate(self.requests)],
+            columns=[str(i) for i in range(len(self.requests))],
+            unit="cosine",
+            title=f"mean keys of layer {at}",
+        )
+
+    def _repr_html_(self) -> str:
+        """A table of the first requests: where they were read, and lengths of keys and values."""
+        shown = self.requests[:_SHOWN]
+        lengths = {
+            (name, layer): forward.lengths(table[layer][:_SHOWN].double())
+            for layer in self.layers
+            for name, table in (("|key|", self.keys), ("|value|", self.values))
+        }
+        rows = [
+            (str(request), str(self.positions[i]), *(f"{float(each[i]):.3g}" for each in lengths.values()))
+            for i, request in enumerate(shown)
+        ]
+        left_out = f"; the first {_SHOWN} are shown" if len(self.requests) > _SHOWN else ""
+        columns = ("request", "position", *(f"{name}, layer {layer}" for name, layer in lengths))
+        return show.table(rows, columns=columns, heading=f"{self!r}{left_out}")
 
     def __repr__(self) -> str:
         return (

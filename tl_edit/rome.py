@@ -210,7 +210,8 @@ def rome_edit(
 
     Returns:
         The edit, which can take itself back. Its ``diagnostics``: ``losses`` (the curve of the search, nats),
-        ``target_prob``, ``delta_ratio`` (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
+        ``loss_terms`` (what each is the sum of, see `OptimizedValue`), ``target_prob``, ``delta_ratio``
+        (|v* - v0| / |v0|), ``divisor`` (k . left; near 0 the update explodes),
         ``divisor_ratio`` (bare key . left over mean key . left), ``key_cosine`` (between the bare and the mean key),
         ``disturbance`` (root mean square of what typical values move by, over |v|), ``relative_norm`` (|D| / |W_out|),
         ``prefixes``.
@@ -290,6 +291,7 @@ def _diagnostics(
     typical = (left @ (moment.matrix.double() @ left)).sqrt() * length(update.right)
     return {
         "losses": found.losses,
+        "loss_terms": found.loss_terms,
         "target_prob": found.target_prob,
         "delta_ratio": found.delta_ratio,
         "divisor": float(key.double() @ left),

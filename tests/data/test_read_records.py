@@ -15,6 +15,7 @@ from tl_edit import (
     EditRecord,
     EditRequest,
     KnownFact,
+    KnownFacts,
     Malformed,
     Records,
     read_known_facts,
@@ -584,7 +585,32 @@ def test_records_are_a_tuple_that_survives_copies():
         assert isinstance(again, Records)
         assert again == records
         assert (again.source, again.schema, again.malformed) == ("x", "own", (Malformed("line 1", "y"),))
-    assert type(records[:1]) is tuple
+
+
+def test_slices_are_records_of_the_same_source():
+    malformed = [Malformed("line 1", "y")]
+    records = Records(read_records(SAMPLES / "own.jsonl"), source="x", schema="own", malformed=malformed)
+    some = records[:1]
+    assert type(some) is Records
+    assert (list(some), some.source, some.schema, some.malformed) == ([records[0]], "x", "own", ())
+    assert some.requests == (records[0].request,)
+    assert repr(some) == "Records(1 from x, own)"
+    assert records[-1] == tuple(records)[-1]
+    assert records[::-1].requests == records.requests[::-1]
+    assert type(KnownFacts([KnownFact("a b", "a")], source="x")[1:]) is KnownFacts
+
+
+def test_records_and_facts_show_their_first_rows():
+    asked = EditRecord(EditRequest("{} is in", "<b>", "Rome"), paraphrase_prompts=("a", "b"))
+    page = Records([asked] * 12, source="</script>", schema="own")._repr_html_()
+    assert page.count("<tr>") == 1 + 10
+    assert "the first 10 are shown" in page
+    assert "&lt;b&gt; is in" in page
+    assert "<b>" not in page
+    assert "</script" not in page
+    assert "are shown" not in Records([asked], source="x")._repr_html_()
+    facts = KnownFacts([KnownFact("Rome is in", "Rome"), KnownFact("Rome is in", "Rome", "Italy")], source="x")
+    assert [cell in facts._repr_html_() for cell in ("Rome is in", "Italy", "–")] == [True] * 3
 
 
 def test_records_go_where_records_are_taken(fact_model):

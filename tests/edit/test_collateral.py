@@ -415,3 +415,19 @@ def test_a_frame_has_a_row_for_each_token_and_layer():
         assert there["position"] == int(found.positions[token])
         assert there["token"] == found.str_tokens[token]
     assert frame.groupby("token_index")["shift"].sum().tolist() == pytest.approx(found.total.tolist())
+
+
+def test_what_is_moved_most_is_drawn_first_with_what_stands_before_it():
+    pytest.importorskip("matplotlib")
+    model = shared(GPT2)
+    edit = make(model)
+    found = edit.collateral(model, TEXTS)
+    axis = found.plot(n=3)
+    assert [patch.get_width() for patch in axis.patches] == pytest.approx([moved.shift for moved in found.top(3)])
+    for label, moved in zip(axis.get_yticklabels(), found.top(3), strict=True):
+        assert label.get_text().endswith(f"[{moved.token}]")
+    subjects = edit.collateral(model, REQUESTS)
+    first = subjects.top(1)[0]
+    assert subjects.plot().get_yticklabels()[0].get_text() == f"{first.text} [{first.token}]"
+    with pytest.raises(ValueError, match="n is 0; expected an integer of 1 or more"):
+        found.plot(n=0)

@@ -297,3 +297,20 @@ def test_an_interrupt_at_any_line_leaves_all_or_nothing(action):
         assert all(torch.equal(host.w_out(model, layer), before[layer]) for layer in range(3)), n
         assert applied_edits(model) == []
     assert n > 100
+
+
+def test_an_edit_draws_the_search_it_carries_or_its_norms():
+    pytest.importorskip("matplotlib")
+    edit = make_edit(tiny_models.build("gpt2"), (0, 1))
+    bars = edit.plot()
+    assert [patch.get_height() for patch in bars.patches] == pytest.approx(list(edit.norms.values()))
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["layer 0", "layer 1"]
+    terms = ((1.5, 0.25, 0.25), (0.5, 0.25, 0.25))
+    one = replace(edit, diagnostics={"losses": (2.0, 1.0), "loss_terms": terms})
+    assert [list(line.get_ydata())[1] for line in one.plot().lines] == [1.0, 0.5, 0.25, 0.25]
+    several = replace(edit, diagnostics={"losses": ((4.0,), (3.0, 1.0), (2.0, 1.0, 0.5))})
+    (median,) = several.plot().lines
+    assert list(median.get_ydata()) == [3.0, 1.0, 1.0]
+    assert "median of 3 requests" in median.get_label()
+    assert list(replace(edit, diagnostics={"losses": ((4.0, 2.0),)}).plot().lines[0].get_ydata()) == [4.0, 2.0]
+    assert (several * 0.5).plot().patches

@@ -10,6 +10,7 @@ from test_what_moves import BY_HAND, RECORD, TEXTS
 
 from tl_edit import Comparison, Evaluation, compare, evaluate
 from tl_edit.evaluate import MEASURES
+from tl_edit.evaluate.measures import plot_metrics
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +198,27 @@ def test_without_true_objects_the_representation_says_whether_the_new_one_is_sai
     alone = Evaluation(scores=BY_HAND.scores[:1])
     assert "EA 0.0" in repr(alone)
     assert "ES" not in repr(alone)
+
+
+def test_rates_are_drawn_with_their_intervals(both):
+    pytest.importorskip("matplotlib")
+    axis = both.plot()
+    names = [label.get_text().split("\n")[0] for label in axis.get_xticklabels()]
+    assert names == ["ES", "PS", "NS", "S"]
+    metrics = both.metrics()
+    expected = [100 * found[key].mean for found in metrics.values() for key in names]
+    assert [patch.get_height() for patch in axis.patches] == pytest.approx(expected)
+    whiskers = [each for each in axis.collections if hasattr(each, "get_segments")]
+    for found, drawn in zip(metrics.values(), whiskers, strict=True):
+        ends = [sorted(segment[:, 1]) for segment in drawn.get_segments()]
+        intervals = [[100 * end for end in found[key].interval()] for key in names]
+        means = [100 * found[key].mean for key in names]
+        wanted = [[min(low, mean), max(high, mean)] for (low, high), mean in zip(intervals, means, strict=True)]
+        assert [end for pair in ends for end in pair] == pytest.approx([end for pair in wanted for end in pair])
+    one = next(iter(both.evaluations.values()))
+    assert len(one.plot(keys=["ES", "EM"]).patches) == 2
+    with_kl = {"a": {**one.metrics(), "KL": one.metrics()["ES"]}}
+    with pytest.raises(ValueError, match=r"KL is no rate; expected rates, .* e\.g\. keys="):
+        plot_metrics(with_kl, ["ES", "KL"], None)
+    with pytest.raises(ValueError, match="expected a list of some of S, ES"):
+        one.plot(keys=["XS"])

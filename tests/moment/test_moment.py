@@ -141,6 +141,7 @@ def test_convergence_by_hand():
     found = moment.convergence(keys(9, 6))
     assert found.cosine_mean == pytest.approx(float(cosines.mean()), rel=1e-9)
     assert found.cosine_lowest == pytest.approx(float(cosines.min()), rel=1e-9)
+    assert found.cosines == pytest.approx(cosines.tolist(), rel=1e-9)
     assert found.condition_number == pytest.approx(float(torch.linalg.cond(moment.matrix + ridge)), rel=1e-6)
 
 
@@ -240,3 +241,40 @@ def test_without_a_fingerprint_width_and_name_are_compared():
     identity.check_fits(tiny_models.build("gpt2", seed=1), "testing")
     with pytest.raises(ValueError, match="layers 0 to 0"):
         identity.check_fits(tiny_models.build("gpt2", n_layers=1), "testing")
+
+
+def test_a_moment_shows_what_was_measured_and_its_spectrum():
+    matrix = torch.diag(torch.tensor([1.0, 4.0, 0.0, 9.0], dtype=torch.float64))
+    moment = SecondMoment(layer=2, matrix=matrix, count=40, corpus="<b>", ridge=0.5, counts_bos=False)
+    assert moment.eigenvalues.tolist() == pytest.approx([9.0, 4.0, 1.0, 0.0])
+    page = moment._repr_html_()
+    assert "40 (10.0 per dimension of 4)" in page
+    assert "are left out" in page
+    assert "&lt;b&gt;" in page
+    assert "adds 1.75 to the diagonal" in page
+    identity = SecondMoment(layer=0, matrix=torch.eye(4).double(), count=0)
+    assert "the identity, a control" in identity._repr_html_()
+    pytest.importorskip("matplotlib")
+    axis = moment.plot()
+    line, ridge = axis.lines
+    assert axis.get_yscale() == "log"
+    assert list(line.get_ydata())[:3] == pytest.approx([9.0, 4.0, 1.0])
+    assert line.get_label() == "layer 2: 10.0 tokens per dimension, 1 eigenvalues are 0"
+    assert list(ridge.get_ydata()) == [1.75, 1.75]
+    both = SecondMoments([moment, identity])
+    assert len(both.plot().lines) == 3
+    assert "layer 2, d_mlp 4, 40 tokens without BOS of &lt;b&gt;" in both._repr_html_()
+
+
+def test_moments_in_a_folder_are_not_read_for_a_table(tmp_path):
+    SecondMoments([SecondMoment(layer=0, matrix=torch.eye(4).double(), count=9)]).save(tmp_path)
+    assert "read when it is asked for" in SecondMoments.load(tmp_path)._repr_html_()
+
+
+def test_convergence_draws_every_key():
+    pytest.importorskip("matplotlib")
+    given = {"layer": 3, "count": 50, "d_mlp": 10, "ridge": 0.0, "condition_number": 1e3, "n_keys": 3}
+    shown = Convergence(**given, cosine_mean=0.5, cosine_lowest=0.2, cosines=(0.8, 0.2, 0.5))
+    assert list(shown.plot().lines[0].get_ydata()) == [0.2, 0.5, 0.8]
+    with pytest.raises(ValueError, match="layer 3 has no split-half cosines; expected some; there are no halves"):
+        Convergence(**given, cosine_mean=None, cosine_lowest=None, advice="there are no halves; call it.").plot()

@@ -228,3 +228,20 @@ def test_what_cannot_be_compared_is_refused(fact_model, records, wrong, words):
         given["moments"] = SecondMoments.identity(fact_model, [0])
     with pytest.raises(ValueError, match=words):
         locate_vs_edit(fact_model, **given)
+
+
+def test_effect_and_score_are_drawn_by_layer_and_by_record(found):
+    pytest.importorskip("matplotlib")
+    by_layer, points = found.plot()
+    effect, score, control = by_layer.lines
+    assert list(effect.get_ydata()) == pytest.approx(found.effect.mean(dim=0).tolist())
+    assert list(score.get_ydata()) == pytest.approx(found.scores().mean(dim=0).tolist())
+    assert list(control.get_ydata()) == pytest.approx(found.scores(control=True).mean(dim=0).tolist())
+    half = 1.96 * found.effect.std(dim=0) / len(found.effect) ** 0.5
+    low = (found.effect.mean(dim=0) - half).tolist()
+    band = by_layer.collections[0].get_paths()[0].vertices[:, 1].tolist()
+    assert all(any(end == pytest.approx(each) for each in band) for end in low)
+    assert points.collections[0].get_offsets()[:, 0].tolist() == found.effect.flatten().tolist()
+    assert found.plot(name="EM")[1].get_ylabel() == "EM score"
+    with pytest.raises(ValueError, match="no record has the score"):
+        found.plot(name="XX")

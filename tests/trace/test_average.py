@@ -249,4 +249,18 @@ def test_pictures_and_frames(average):
     row = frame[(frame.kind == "mlp_out") & (frame.role == "last subject token") & (frame.layer == 0)].iloc[0]
     assert row.indirect_effect == float(average.of("mlp_out", "last subject token")[0])
     pytest.importorskip("matplotlib")
-    assert len(average.plot()) == 3
+    role = list(ROLES).index("last subject token")
+    axes = average.plot()
+    assert len(axes) == 3
+    assert len({axis.get_ylim() for axis in axes}) == 1
+    label = f"last subject token (n = {average.count[role]})"
+    for k, axis in enumerate(axes):
+        (line,) = [line for line in axis.lines if line.get_label() == label]
+        assert list(line.get_ydata()) == average.indirect_effect[k, role].tolist()
+    band = axes[0].collections[role].get_paths()[0].vertices[:, 1]
+    low = (average.indirect_effect - average.confidence())[0, role]
+    assert set(low.tolist()) <= set(band.tolist())
+    heatmaps = average.plot(form="heatmaps")
+    assert {mesh.get_clim()[0] for axis in heatmaps for mesh in axis.collections} == {0.0}
+    paired = average.plot(form="heatmaps", paired=True)[0].collections[0].get_array().data
+    assert torch.equal(torch.as_tensor(paired), average.paired_effect[0].clamp(min=0))

@@ -1,5 +1,6 @@
 """A trace as an object: files, frames, pictures, differences."""
 
+import dataclasses
 import html.parser
 import re
 
@@ -153,3 +154,40 @@ def test_the_difference_that_an_edit_makes(trace):
         other = causal_trace(model, PROMPT, SUBJECT, answer=trace.answer, n_samples=3, **changed)
         with pytest.raises(ValueError, match=message):
             trace_difference(base, other)
+
+
+def test_the_figure_says_which_layers_were_restored_and_begins_at_the_corrupted_value(trace):
+    pytest.importorskip("matplotlib.pyplot")
+    axes = trace.plot()
+    assert [axis.get_xlabel() for axis in axes] == ["restored layer", *["middle of 2 restored layers"] * 2]
+    assert {mesh.get_clim()[0] for axis in axes for mesh in axis.collections} == {trace.corrupted}
+    assert axes[0].figure.get_suptitle().startswith(f"{trace.prompt} → {trace.answer.strip()}: clean ")
+    assert [bool(axis.get_yticklabels()) for axis in axes] == [True, False, False]
+
+
+def test_the_tokens_are_coloured_by_their_own_effect(trace):
+    view = trace.view_tokens()
+    (part,) = view.parts
+    assert part.props["firstDimensionLabels"] == [str(layer) for layer in trace.layers]
+    row = part.props["activations"][trace.kinds.index("mlp_out")]
+    pos, layer = trace.subject_last, 2
+    # The first token is the row's name.
+    assert row[1 + pos][layer] == [float(f"{float(trace.of('mlp_out')[layer, pos]):.4g}")]
+    assert "indirect effect (prob), window 2 for MLP and attention" in view.note
+
+
+@pytest.mark.filterwarnings("ignore:.*does not predict")
+def test_the_difference_is_drawn_on_one_symmetric_scale(trace):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    moved = dataclasses.replace(trace, restored=trace.restored - 0.25)
+    axes = trace_difference(trace, moved).plot()
+    assert len(axes) == 3 * len(trace.kinds)
+    ((low, high),) = {axis.collections[0].get_clim() for axis in axes}
+    assert low == -high
+    tables = [torch.as_tensor(axis.collections[0].get_array().data) for axis in axes]
+    assert torch.allclose(tables[0].flatten(), trace.of(trace.kinds[0]).T.flatten())
+    assert torch.allclose(tables[2], torch.full_like(tables[2], -0.25))
+    assert [axis.get_title() for axis in trace_difference(trace, moved).plot(kind="mlp_out")] == [
+        f"{name}: MLP output" for name in ("base", "edited", "edited - base")
+    ]
+    assert not pyplot.get_fignums()

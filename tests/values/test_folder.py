@@ -1,8 +1,12 @@
 """Values in a folder: found again, never another's, and a search that was stopped goes on."""
 
+import json
+
 import pytest
 import tiny_models
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tl_edit import EditRequest, ValueSearch, host
 from tl_edit.values import optimize_values
@@ -27,11 +31,12 @@ def count_searches(monkeypatch):
     return searched
 
 
+def numbers(value):
+    return value.losses, value.loss_terms, value.target_prob, value.site
+
+
 def equal(some, others):
-    return all(
-        torch.equal(a.v_star, b.v_star) and (a.losses, a.target_prob, a.site) == (b.losses, b.target_prob, b.site)
-        for a, b in zip(some, others, strict=True)
-    )
+    return all(torch.equal(a.v_star, b.v_star) and numbers(a) == numbers(b) for a, b in zip(some, others, strict=True))
 
 
 def test_what_was_found_is_not_searched_again(model, tmp_path, monkeypatch):
@@ -118,3 +123,17 @@ def test_damaged_files_hooks_and_paths_get_advice(model, tmp_path):
     with pytest.raises(ValueError, match=r"a hook is attached at blocks\.0\..*; expected none with folder="):
         optimize_values(model, REQUESTS, 1, search=SEARCH, folder=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_files_without_terms_are_read(model, tmp_path):
+    """As earlier versions wrote them."""
+    (found,) = optimize_values(model, REQUESTS[:1], 1, search=SEARCH, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told = file.metadata()
+    result = json.loads(told["result"])
+    del result["loss_terms"]
+    save_file(tensors, path, metadata=told | {"result": json.dumps(result)})
+    (again,) = optimize_values(model, REQUESTS[:1], 1, search=SEARCH, folder=tmp_path)
+    assert (again.losses, again.loss_terms) == (found.losses, ())

@@ -1,6 +1,8 @@
 """The search for v*: the loss of the papers, and nothing of the model changed."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -245,3 +247,30 @@ def test_a_loss_that_is_not_finite_is_refused():
     host.write_w_out(model, 2, torch.full((80, 32), float("nan")))
     with pytest.raises(ValueError, match="loss is nan"):
         optimize_value(model, REQUEST, 1)
+
+
+def test_the_terms_are_those_of_the_loss():
+    """Weighted, in nats: at the first evaluation nothing has moved, and at the last the decay is that of v*."""
+    model = tiny_models.build("gpt2", dtype=torch.float64)
+    search = ValueSearch(v_num_grad_steps=5, kl_factor=2.0, v_weight_decay=3.0)
+    found = optimize_value(model, REQUEST, 1, prefixes=PREFIXES, search=search)
+    assert [sum(terms) for terms in found.loss_terms] == pytest.approx(found.losses, rel=1e-14)
+    assert found.loss_terms[0][1:] == pytest.approx((0.0, 0.0), abs=1e-12)
+    nll, kl, decay = found.loss_terms[-1]
+    assert nll == pytest.approx(-math.log(found.target_prob), rel=1e-12)
+    assert decay == pytest.approx(3.0 * float((found.v_star - found.v0).norm() / found.v0.norm() ** 2), rel=1e-12)
+    assert kl > 0
+    half = optimize_value(model, REQUEST, 1, prefixes=PREFIXES, search=replace(search, v_num_grad_steps=2))
+    assert half.loss_terms == found.loss_terms[:1] + half.loss_terms[1:]
+
+
+def test_a_value_shows_itself():
+    found = optimize_value(tiny_models.build("gpt2"), REQUEST, 1, search=ValueSearch(v_num_grad_steps=3))
+    assert f"{found.losses[0]:.4g} → {found.losses[-1]:.4g} in 3 evaluations" in found._repr_html_()
+    assert "weight decay" in found._repr_html_()
+    assert "weight decay" not in replace(found, loss_terms=())._repr_html_()
+    pytest.importorskip("matplotlib")
+    axis = found.plot()
+    assert list(axis.lines[0].get_ydata()) == list(found.losses)
+    assert len(axis.lines) == 4
+    assert len(replace(found, loss_terms=()).plot().lines) == 1

@@ -1,19 +1,23 @@
 """What was read: records or facts, with where they come from and what could not be read."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, SupportsIndex, TypeVar, cast, overload
 
+from tl_edit import show
 from tl_edit.data.record import EditRecord, KnownFact
 from tl_edit.data.rows import Row
 from tl_edit.data.schema import Schema
 from tl_edit.request import EditRequest
 
 T = TypeVar("T")
+L = TypeVar("L", bound=tuple[Any, ...])
 
 _SHOWN = 5
 """Malformed rows that a message names."""
+_ROWS = 10
+"""Records or facts that a table shows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,27 @@ class Listed(tuple[T, ...]):
         made.source, made.schema, made.malformed = source, schema, tuple(malformed)
         return made
 
+    @overload
+    def __getitem__(self, key: SupportsIndex) -> T: ...
+
+    @overload
+    def __getitem__(self: L, key: slice) -> L: ...
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        """One of them; or several, of the same source. What was malformed is a matter of the whole."""
+        found = super().__getitem__(key)
+        return (
+            type(self)(cast(tuple[T, ...], found), source=self.source, schema=self.schema)
+            if isinstance(key, slice)
+            else found
+        )
+
+    def _table(self, columns: Sequence[str], row: Callable[[T], tuple[str, ...]]) -> str:
+        """The first of them as HTML."""
+        left_out = f"; the first {_ROWS} are shown" if len(self) > _ROWS else ""
+        rows = [(str(i), *row(each)) for i, each in enumerate(self[:_ROWS])]
+        return show.table(rows, columns=("", *columns), heading=f"{self!r}{left_out}")
+
     def __repr__(self) -> str:
         left_out = f"; {len(self.malformed)} malformed" if self.malformed else ""
         return f"{type(self).__name__}({len(self)} from {self.source}, {self.schema}{left_out})"
@@ -60,9 +85,34 @@ class Records(Listed[EditRecord]):
         """The request of each, as editing methods take them."""
         return tuple(record.request for record in self)
 
+    def _repr_html_(self) -> str:
+        """A table of the first records."""
+
+        def row(record: EditRecord) -> tuple[str, ...]:
+            request = record.request
+            counts = (
+                record.paraphrase_prompts,
+                record.neighborhood_prompts,
+                record.other_facts,
+                record.unrelated_facts,
+            )
+            said = (request.prompt, request.target_new, request.target_true or "–")
+            return (*said, *(str(len(each)) for each in counts))
+
+        columns = ("prompt", "new", "true", "paraphrases", "neighborhood", "other facts", "unrelated facts")
+        return self._table(columns, row)
+
 
 class KnownFacts(Listed[KnownFact]):
     """Facts as `read_known_facts` reads them, for `trace_facts`: a tuple that knows its source."""
+
+    def _repr_html_(self) -> str:
+        """A table of the first facts."""
+
+        def row(fact: KnownFact) -> tuple[str, ...]:
+            return fact.prompt, fact.subject, "–" if fact.answer is None else fact.answer
+
+        return self._table(("prompt", "subject", "answer"), row)
 
 
 def made(

@@ -71,13 +71,17 @@ class Collateral:
             raise ValueError(
                 f"Collateral.top: by is {by!r}; expected one of {', '.join(get_args(By))}; the default is 'token'."
             )
-        order = list(map(int, self.total.argsort(descending=True, stable=True)))
+        order = self._order()
         if by == "text":
             first: dict[int, int] = {}
             for i in order:
                 first.setdefault(int(self.text_index[i]), i)
             order = list(first.values())
         return [self._moved(i) for i in order[:n]]
+
+    def _order(self) -> list[int]:
+        """Tokens, first the most moved."""
+        return list(map(int, self.total.argsort(descending=True, stable=True)))
 
     def _moved(self, i: int) -> Moved:
         return Moved(
@@ -104,6 +108,32 @@ class Collateral:
         frame["text"] = [self.texts[i] for i in frame["text_index"]]
         frame["token"] = list(self.str_tokens) * len(self.layers)
         return frame
+
+    def plot(self, ax: Any = None, *, n: int = 20) -> Any:
+        """Bars of the ``n`` tokens that are moved most.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If ``n`` is no integer of 1 or more.
+        """
+        moved = self.top(n)
+        return show.plot_bars(
+            {"": torch.tensor([each.shift for each in moved], dtype=torch.float64)},
+            ax,
+            groups=[self._in_context(i) for i in self._order()[:n]],
+            ylabel="shift of the MLP's output (its own units)",
+            title=f"{self.edit}: what it moves most",
+            flat=True,
+        )
+
+    def _in_context(self, i: int) -> str:
+        """A token in brackets behind what stands before it; of subjects, behind the whole prompt."""
+        token = show.visible(self.str_tokens[i])
+        if self.of_subjects:
+            return f"{show.visible(_short(self.texts[int(self.text_index[i])], 50))} [{token}]"
+        before = self.str_tokens[i - int(self.positions[i]) : i]
+        text = show.visible("".join(before)) if before else ""
+        return f"{text if len(text) <= 40 else f'…{text[-39:]}'}[{token}]"
 
     def __repr__(self) -> str:
         most = self.top(1)[0]
@@ -212,8 +242,8 @@ def _read(
     forward.visit(model, batch, keys | answers, hooks)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}…"
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _listed(what: object) -> list[object]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
+
 from tl_edit import show
 from tl_edit.edit import file
 from tl_edit.edit.base import Base
@@ -154,6 +156,42 @@ class EditValue(Change):
         return cls(**file.read(path))
 
     # --- showing -----------------------------------------------------------------------------------
+
+    def plot(self, ax: Any = None) -> Any:
+        """The loss of the search over its evaluations, where the edit carries it; else the change's norm by layer.
+
+        Of several requests it is the median of the losses, with the range of 90 % of them, those that ended early at
+        their last loss. Sums and scaled edits carry none.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        losses = cast(tuple[Any, ...], self.diagnostics.get("losses", ()))
+        if not losses:
+            norms = torch.tensor(list(self.norms.values()), dtype=torch.float64)
+            groups = [f"layer {layer}" for layer in self.norms]
+            return show.plot_bars(
+                {"": norms}, ax, groups=groups, ylabel="Frobenius norm of the change", title=str(self)
+            )
+        if not isinstance(losses[0], tuple):
+            return show.plot_losses(losses, self.diagnostics.get("loss_terms", ()), ax, title=str(self))
+        curves = [torch.tensor(each, dtype=torch.float64) for each in losses]
+        if len(curves) == 1:
+            return show.plot_losses(cast(tuple[float, ...], losses[0]), (), ax, title=str(self))
+        longest = max(map(len, curves))
+        table = torch.stack([torch.cat([each, each[-1:].expand(longest - len(each))]) for each in curves])
+        median, low, high = (table.quantile(level, dim=0) for level in (0.5, 0.05, 0.95))
+        name = f"median of {len(curves)} requests, and 90 % of them"
+        return show.plot_lines(
+            torch.arange(1, longest + 1, dtype=torch.float64),
+            {name: median},
+            ax,
+            xlabel="evaluation",
+            ylabel="loss (nats)",
+            title=str(self),
+            bands={name: (low, high)},
+            whole=True,
+        )
 
     def __repr__(self) -> str:
         facts = str(self.requests[0]) if len(self.requests) == 1 else f"{len(self.requests)} facts"

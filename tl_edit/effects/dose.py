@@ -84,25 +84,31 @@ class DoseResponse:
         return show.frame("DoseResponse.to_dataframe", {"scale": self.scales}, columns)
 
     def plot(self, ax: Any = None) -> Any:
-        """ES, PS and NS over the scale, and on an axis of its own the divergence; those that were measured.
+        """ES, PS and NS over the scale with 95 % intervals over records, and on an axis of its own the divergence.
+
+        Those that were measured are shown; of a single record there is no interval.
 
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        lines = {SHORT[group]: self.success(group) for group in SHORT}
+        lines = {SHORT[group]: self.success(group) for group in SHORT if any(self.success(group))}
+        ends = {
+            name: [metric.interval() if metric else (math.nan, math.nan) for metric in each]
+            for name, each in lines.items()
+        }
         return show.plot_lines(
             torch.tensor(self.scales, dtype=torch.float64),
-            {
-                name: 100 * _column([metric and metric.mean for metric in line])
-                for name, line in lines.items()
-                if any(line)
-            },
+            {name: 100 * _column([metric and metric.mean for metric in line]) for name, line in lines.items()},
             ax,
             xlabel="scale of the edit",
             ylabel="success (%)",
             title=self.edit,
             right=None if self.kl is None else {"KL": _column(self.kl)},
             right_label="KL from the unedited model (nats per token)",
+            bands={
+                name: (100 * _column([low for low, _ in each]), 100 * _column([high for _, high in each]))
+                for name, each in ends.items()
+            },
         )
 
     def __repr__(self) -> str:

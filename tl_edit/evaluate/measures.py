@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from tl_edit import show
 from tl_edit.evaluate.metric import Metric
 
@@ -55,6 +58,8 @@ COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS")
 """Columns of the papers' tables for CounterFact."""
 ZSRE = ("TS", "ET", "PT", "UT")
 """Columns of the papers' tables for zsRE, which are token accuracies."""
+RATES = (("ES", "PS", "NS", "S"), ("ET", "PT", "UT", "TS"), ("EA", "PA", "NA"))
+"""What bars show, the first of these that there is."""
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 Methods = Mapping[str, Mapping[str, Metric]]
@@ -149,6 +154,40 @@ def metrics_html(methods: Methods, heading: str) -> str:
     ]
     shown = f"{heading}; rates and magnitudes in per cent, ± one standard error"
     return show.table(rows, columns=("", "", *methods, "n"), heading=shown)
+
+
+def plot_metrics(methods: Methods, keys: Sequence[str] | None, ax: Any, *, title: str = "", seed: int = 0) -> Any:
+    """Bars of rates in per cent with their 95 % intervals, methods side by side; returns the axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: If a metric is unknown, no method has it, or it is no rate.
+    """
+    operation = "plot"
+    there = {key for found in methods.values() for key in found}
+    if keys is None:
+        keys = next((several for several in RATES if there & set(several)), RATES[0])
+        keys = [key for key in keys if key in there]
+    others = [key for key in chosen(methods, keys, operation) if MEASURES[key].scale == 1 or key == "GE"]
+    if others or not keys:
+        raise ValueError(
+            f"{operation}: {', '.join(others) or 'nothing'} is no rate; expected rates, which share a scale, e.g. "
+            f"keys={list(RATES[0])}; the table has the others."
+        )
+    bars: dict[str, Tensor] = {}
+    ends: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, found in methods.items():
+        metrics = [found.get(key) for key in keys]
+        sides = [(math.nan, math.nan) if each is None else each.interval(seed=seed) for each in metrics]
+        bars[name] = 100 * torch.tensor(
+            [math.nan if each is None else each.mean for each in metrics], dtype=torch.float64
+        )
+        low, high = 100 * torch.tensor(sides, dtype=torch.float64).T
+        ends[name] = low, high
+    known = any(bool((~low.isnan()).any()) for low, _ in ends.values())
+    ylabel = "% (95 % intervals over records)" if known else "%"
+    groups = [f"{key}\n{MEASURES[key].name.replace(' ', chr(10), 1)}" for key in keys]
+    return show.plot_bars(bars, ax, groups=groups, ylabel=ylabel, title=title, intervals=ends)
 
 
 def metric_rows(methods: Methods, seed: int) -> list[dict[str, Any]]:

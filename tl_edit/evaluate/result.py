@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from tl_edit import archive, show
-from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, show_metric
+from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, plot_metrics, show_metric
 from tl_edit.evaluate.metric import Metric
 from tl_edit.evaluate.plain import plain_scores, read_record, read_scores
 from tl_edit.evaluate.scores import NEW_SHOULD_WIN, About, FactScore, Group, PromptScore, RecordScores, TextScores, mean
@@ -311,6 +311,20 @@ class Evaluation:
             # Without true objects nothing competes; whether the new one is said is known.
             shown += [f"{key} {show_metric(key, metric)}" for key in ("EA", "PA") if (metric := self.metric(key))]
         return f"Evaluation({_count(self.scores)}: {', '.join(shown)})"
+
+    def plot(self, ax: Any = None, *, keys: Sequence[str] | None = None, seed: int = 0) -> Any:
+        """Bars of rates in per cent with their 95 % intervals over records.
+
+        Args:
+            ax: Axes to draw on; None for a new figure.
+            keys: Rates to show, by their keys in `MEASURES`; None for ES, PS, NS and S, or for zsRE's.
+            seed: Of the bootstrap intervals.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If a metric is unknown, absent, or no rate.
+        """
+        return plot_metrics({"": self.metrics()}, keys, ax, title=_count(self.scores), seed=seed)
 
     def _repr_html_(self) -> str:
         return metrics_html({"": self.metrics()}, _count(self.scores))

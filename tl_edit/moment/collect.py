@@ -18,9 +18,10 @@ from tl_edit.forward import memory_advice
 from tl_edit.host import Model
 from tl_edit.identity import tokenizer_digest, weights_digest
 from tl_edit.moment.checkpoint import Checkpoint
+from tl_edit.moment.checks import check_ridge
 from tl_edit.moment.fingerprint import probe_keys
 from tl_edit.moment.mapping import SecondMoments
-from tl_edit.moment.result import SecondMoment, check_ridge
+from tl_edit.moment.result import SecondMoment
 from tl_edit.moment.sums import Sums
 from tl_edit.moment.texts import OPERATION, Numbered, Reader, Texts, batches
 from tl_edit.processes import Processes, processes

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,8 @@ class Convergence:
     """The lowest of these cosines."""
     n_keys: int
     """Keys that the cosines are of."""
+    cosines: tuple[float, ...] = ()
+    """Of each key."""
     advice: str = ""
     """Why there is no cosine, and what gives one."""
 
@@ -75,6 +77,30 @@ class Convergence:
         if self.cosine_mean is not None and self.cosine_lowest is not None:
             cosine = f"mean {self.cosine_mean:.3f}, lowest {self.cosine_lowest:.3f} over {self.n_keys} keys"
         return [*rows, ("split-half cosine of C^-1 k", cosine), ("verdict", self.verdict)]
+
+    def plot(self, ax: Any = None) -> Any:
+        """The split-half cosine of each key, from the lowest to the highest, beside what would be enough.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no cosines are known.
+        """
+        if not self.cosines:
+            raise ValueError(
+                f"Convergence.plot: layer {self.layer} has no split-half cosines; expected some; "
+                f"{self.advice or 'call second_moment(..., split_halves=True).'}"
+            )
+        found = torch.tensor(sorted(self.cosines), dtype=torch.float64)
+        return show.plot_lines(
+            torch.arange(1, len(found) + 1, dtype=torch.float64),
+            {"cosine of C^-1 k of the two halves": found},
+            ax,
+            xlabel="keys, from the lowest",
+            ylabel="split-half cosine",
+            title=f"layer {self.layer}: {self.tokens_per_dimension:.1f} tokens per dimension of {self.d_mlp:,}",
+            levels={f"mean that is enough ({ENOUGH})": ENOUGH, f"mean that is too few ({FEW})": FEW},
+            whole=True,
+        )
 
     def __repr__(self) -> str:
         return f"Convergence(layer {self.layer}: {'; '.join(f'{name} {value}' for name, value in self._rows())})"

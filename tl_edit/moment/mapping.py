@@ -3,13 +3,16 @@
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tl_edit import host
+from tl_edit import host, show
 from tl_edit.host import Model
 from tl_edit.moment import files
-from tl_edit.moment.result import SecondMoment, check_ridge
+from tl_edit.moment.checks import check_ridge
+from tl_edit.moment.result import SecondMoment
+from tl_edit.moment.spectrum import plot_spectra
 
 PATTERN = "layer-*.safetensors"
 """The files in a folder."""
@@ -56,6 +59,22 @@ class SecondMoments(Mapping[int, SecondMoment]):
             for layer, found in self._by_layer.items()
         )
         return f"SecondMoments({', '.join(said)})"
+
+    def plot(self, ax: Any = None) -> Any:
+        """The eigenvalues of all layers; see `SecondMoment.plot`.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return plot_spectra([self[layer] for layer in self], ax)
+
+    def _repr_html_(self) -> str:
+        """A small table; files are not read for it."""
+        rows = [
+            (str(layer), repr(found) if isinstance(found, SecondMoment) else f"in {found}, read when it is asked for")
+            for layer, found in self._by_layer.items()
+        ]
+        return show.table(rows, columns=("layer", "second moment"))
 
     @classmethod
     def identity(cls, model: Model, layers: Sequence[int]) -> "SecondMoments":

@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import archive, host
+from tl_edit import archive, host, show
 from tl_edit.attach import foreign_hook
 from tl_edit.edit import edits_on
 from tl_edit.host import Model, Provenance
 from tl_edit.moment import files, fingerprint
+from tl_edit.moment.checks import check_matrix, check_ridge, with_ridge
 from tl_edit.moment.convergence import Convergence, condition_number, split_half_cosines
+from tl_edit.moment.spectrum import plot_spectra, told
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -91,7 +93,7 @@ class SecondMoment:
         Raises:
             ValueError: If the matrix is singular: too few tokens for ``d_mlp`` dimensions, or neurons that never fired.
         """
-        regular = _with_ridge(self.matrix.double(), self.added)
+        regular = with_ridge(self.matrix.double(), self.added)
         factor, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(regular))
         if info.item() or not torch.isfinite(factor).all():
             raise ValueError(
@@ -127,7 +129,7 @@ class SecondMoment:
         Raises:
             ValueError: If the matrix is singular or ``rhs`` has another width.
         """
-        _check_matrix(rhs, "SecondMoment.solve: the right-hand side", 0, self.d_mlp, "keys as columns, e.g. keys.T")
+        check_matrix(rhs, "SecondMoment.solve: the right-hand side", 0, self.d_mlp, "keys as columns, e.g. keys.T")
         return torch.cholesky_solve(rhs.to(self.cholesky), self.cholesky)
 
     def with_ridge(self, ridge: float) -> "SecondMoment":
@@ -173,7 +175,7 @@ class SecondMoment:
         asked = self.sample_keys if keys is None else keys
         if asked is not None:
             example = f"e.g. extract_keys_values(...).keys[{self.layer}]"
-            _check_matrix(asked, "SecondMoment.convergence: what is asked for", 1, self.d_mlp, example)
+            check_matrix(asked, "SecondMoment.convergence: what is asked for", 1, self.d_mlp, example)
         try:
             condition = self.condition_number
         except ValueError:
@@ -188,6 +190,7 @@ class SecondMoment:
             cosine_mean=None if cosines is None else float(cosines.mean()),
             cosine_lowest=None if cosines is None else float(cosines.min()),
             n_keys=0 if asked is None else len(asked),
+            cosines=() if cosines is None else tuple(map(float, cosines)),
             advice=advice,
         )
 
@@ -202,7 +205,7 @@ class SecondMoment:
         if min(rest, self.half_count) < (1 if self.ridge else self.d_mlp):
             return None, singular
         other = (self.matrix.cpu() * self.count - self.half_matrix * self.half_count) / rest
-        halves = (_with_ridge(self.half_matrix, self.added), _with_ridge(other, self.added))
+        halves = (with_ridge(self.half_matrix, self.added), with_ridge(other, self.added))
         found = split_half_cosines(halves, keys)
         return found, "" if found is not None else singular
 
@@ -249,6 +252,25 @@ class SecondMoment:
         if distance >= fingerprint.REFUSED:
             raise ValueError(f"{said}; {remedy}")
         warnings.warn(f"{said}; if this is not a related model, {remedy}", stacklevel=2)
+
+    # --- showing -----------------------------------------------------------------------------------
+
+    @cached_property
+    def eigenvalues(self) -> Float[Tensor, " d_mlp"]:
+        """Of `matrix` without the ridge, from the largest; computed once (minutes at a width of 16384)."""
+        return cast(Tensor, torch.linalg.eigvalsh(self.matrix.double())).flip(0).cpu()
+
+    def plot(self, ax: Any = None) -> Any:
+        """The eigenvalues of `matrix` from the largest, on a logarithmic scale, and what the ridge adds to each.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return plot_spectra([self], ax)
+
+    def _repr_html_(self) -> str:
+        """A small table; nothing is computed for it."""
+        return show.table(told(self))
 
     # --- files -------------------------------------------------------------------------------------
 
@@ -386,29 +408,3 @@ class SecondMoment:
 def _bare_name(name: str) -> str:
     """A model's name without its organisation, which only one of the two interfaces keeps."""
     return name.split("/")[-1].lower()
-
-
-def _with_ridge(matrix: Float[Tensor, "d_mlp d_mlp"], added: float) -> Float[Tensor, "d_mlp d_mlp"]:
-    """The matrix with a number added to its diagonal; itself where that is 0."""
-    if not added:
-        return matrix
-    regular = matrix.clone()
-    regular.diagonal().add_(added)
-    return regular
-
-
-def _check_matrix(given: object, what: str, axis: int, d_mlp: int, example: str) -> None:
-    """Refuse what is no matrix whose ``axis`` is ``d_mlp`` wide."""
-    if not isinstance(given, Tensor) or given.ndim != 2 or given.shape[axis] != d_mlp:
-        found = f"of shape {list(given.shape)}" if isinstance(given, Tensor) else f"of type {type(given).__name__}"
-        shape = "[n d_mlp]" if axis else "[d_mlp n]"
-        raise ValueError(f"{what} is {found}; expected a tensor {shape} with d_mlp {d_mlp}; pass {example}.")
-
-
-def check_ridge(ridge: object, operation: str) -> None:
-    """Refuse a ridge that is not a number of 0 or more."""
-    if type(ridge) not in (int, float) or not 0 <= cast(float, ridge) < math.inf:
-        raise ValueError(
-            f"{operation}: ridge is {ridge!r}; expected a number of 0 or more, relative to the mean of the diagonal; "
-            "try 1e-3."
-        )

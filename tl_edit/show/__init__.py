@@ -6,7 +6,9 @@ else.
 """
 
 from tl_edit.show.components import attention_view, layers_view, log_probs_view, samples_view, tokens_view
-from tl_edit.show.figures import plot_depth, plot_grid, plot_heatmaps, plot_lines, plot_points, plot_probabilities
+from tl_edit.show.curves import plot_bars, plot_lines, plot_losses, plot_panels, plot_points
+from tl_edit.show.depth import plot_depth, plot_grid, plot_probabilities
+from tl_edit.show.figures import BOTH_WAYS, plot_heatmaps, plot_matrix, several_axes, shown_once
 from tl_edit.show.heatmaps import heatmaps_html
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
@@ -14,6 +16,7 @@ from tl_edit.show.text import spaced, visible
 from tl_edit.show.view import View, joined
 
 __all__ = [
+    "BOTH_WAYS",
     "View",
     "attention_view",
     "frame",
@@ -23,14 +26,20 @@ __all__ = [
     "layers_view",
     "log_probs_view",
     "page",
+    "plot_bars",
     "plot_depth",
     "plot_grid",
     "plot_heatmaps",
     "plot_lines",
+    "plot_losses",
+    "plot_matrix",
+    "plot_panels",
     "plot_points",
     "plot_probabilities",
     "samples_view",
     "save_html",
+    "several_axes",
+    "shown_once",
     "spaced",
     "table",
     "tokens_view",

@@ -171,7 +171,7 @@ def attention_view(
 
 def samples_view(
     contexts: Sequence[Sequence[Sequence[str]]],
-    values: Sequence[Sequence[Float[Tensor, " token"]]],
+    values: Sequence[Sequence[Float[Tensor, " _"]]],
     names: Sequence[str],
     *,
     heading: str,

@@ -73,12 +73,21 @@ def _section(view: object) -> str:
     shown = cast(Any, view)
     if hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
         return html
-    figure = getattr(shown.flat[0] if hasattr(view, "flat") else shown, "figure", None)
+    figure = _figure(shown)
     if figure is None or not hasattr(figure, "savefig"):
         raise ValueError(
             f"save_html: found something of type {type(view).__name__}; expected results of this package, views, "
             "axes of matplotlib, texts, or what shows itself in a notebook; leave it out."
         )
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150, facecolor="white")
+    # Text is dark on a figure that has no background of its own.
+    background = figure.get_facecolor() if figure.get_facecolor()[3] else "white"
+    figure.savefig(image, format="png", dpi=150, facecolor=background)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+
+
+def _figure(axes: Any) -> Any:
+    """Of axes, or of the first of several, as a list or an array; None for anything else."""
+    listed: Any = axes if type(axes) in (list, tuple) else [axes]
+    several: list[Any] = list(getattr(axes, "flat", listed))
+    return getattr(several[0], "figure", None) if several else None

@@ -1,4 +1,4 @@
-"""A fact's story, on a terminal and as a page: what the model says, where it keeps it, the edit, the check, the undo."""
+"""A fact's story, on a terminal and as a page: what a model says, where it keeps it, the edit, the check, the undo."""
 
 from tl_edit.story.answers import as_object, top_answers, visible
 from tl_edit.story.page import save_story

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,17 +22,17 @@ from tl_edit import forward, host, show, tokens
 from tl_edit.arguments import as_moments
 from tl_edit.data import EditRecord, as_records
 from tl_edit.evaluate import MEASURES, Evaluation, Metric
-from tl_edit.evaluate.ranks import Correlation, over_records, spearman
+from tl_edit.evaluate.ranks import Correlation, over_records
 from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, SecondMoments
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.rome import ROMEConfig, effective_config, rome_edit
+from tl_edit.sweep.agreement import Among, correlated, plot_agreement, r_squared
 from tl_edit.sweep.methods import Method, no_edit, random_direction
 from tl_edit.sweep.run import sweep
 from tl_edit.trace import KINDS, Kind, Noise, causal_trace
 
 OPERATION = "locate_vs_edit"
-Among = Literal["cells", "layers", "records"]
 REWRITE = "rewrite"
 FEW = 10
 """With fewer records a warning is due."""
@@ -126,11 +126,11 @@ class LocateVsEdit:
         whole = ~scores.isnan().any(dim=1)
         scores, effects = scores[whole], [effect[whole] for effect in (self._shuffled() if shuffled else [self.effect])]
 
-        def correlated(chosen: Int[Tensor, " record"]) -> float:
-            found = [_correlated(effect[chosen], scores[chosen], among) for effect in effects]
+        def of_chosen(chosen: Int[Tensor, " record"]) -> float:
+            found = [correlated(effect[chosen], scores[chosen], among) for effect in effects]
             return sum(found) / len(found)
 
-        return over_records(correlated, len(scores), seed=self.seed)
+        return over_records(of_chosen, len(scores), seed=self.seed)
 
     def _shuffled(self) -> list[Float[Tensor, "record layer"]]:
         """For each record and layer the effect of another layer, ten times."""
@@ -151,9 +151,9 @@ class LocateVsEdit:
         y, x = scores[whole].flatten(), effect[whole].flatten()
         one_hot = torch.eye(len(self.layers), dtype=torch.float64).repeat(int(whole.sum()), 1)
         return {
-            "layer": _r_squared(one_hot, y),
-            "effect": _r_squared(torch.stack([torch.ones_like(x), x], dim=1), y),
-            "layer and effect": _r_squared(torch.cat([one_hot, x[:, None]], dim=1), y),
+            "layer": r_squared(one_hot, y),
+            "effect": r_squared(torch.stack([torch.ones_like(x), x], dim=1), y),
+            "layer and effect": r_squared(torch.cat([one_hot, x[:, None]], dim=1), y),
         }
 
     def choosing(self, name: str = REWRITE) -> dict[str, Metric]:
@@ -187,12 +187,26 @@ class LocateVsEdit:
         axes = {"record": range(len(self.records)), "layer": self.layers}
         return show.frame(f"{OPERATION}: to_dataframe", axes, values)
 
+    def plot(self, ax: Any = None, *, name: str = REWRITE) -> Any:
+        """Two pictures: effect and score by layer with 95 % intervals over records, and every record's at every layer.
+
+        Args:
+            ax: Two axes; None makes new ones.
+            name: Which score.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no record has the score, or the number of axes is another.
+        """
+        scores = {f"{name} score": self.scores(name), "random direction, same norm": self.scores(name, control=True)}
+        return plot_agreement(self.layers, f"trace effect ({self.kind})", self.effect, scores, ax)
+
     def __repr__(self) -> str:
         lost = f", {len(self.skipped)} left out" if self.skipped else ""
         r2, scores = self.explained(), self.scores()
         # Without their intervals, whose resampling takes a while on thousands of records.
         whole = ~scores.isnan().any(dim=1)
-        cells, records = (_correlated(self.effect[whole], scores[whole], among) for among in ("cells", "records"))
+        cells, records = (correlated(self.effect[whole], scores[whole], among) for among in ("cells", "records"))
         return (
             f"LocateVsEdit({len(self.records)} record{'' if len(self.records) == 1 else 's'}{lost}, layers "
             f"{list(self.layers)}, {self.kind}: rank correlation with the rewrite score {cells:+.2f}, within layers "
@@ -395,23 +409,3 @@ def _unknown(model: Model, record: EditRecord, bos: bool) -> str:
     if said == expected:
         return ""
     return f"after {request.prompt!r} the model says {model.tokenizer.decode([said])!r}, not {request.target_true!r}"
-
-
-def _correlated(effect: Float[Tensor, "record layer"], scores: Float[Tensor, "record layer"], among: Among) -> float:
-    """Rank correlation; NaN where there is none."""
-    if among == "records":
-        found = [spearman(effect[:, i], scores[:, i]) for i in range(effect.shape[1])]
-        there = [value for value in found if value is not None]
-        return sum(there) / len(there) if there else math.nan
-    if among == "layers":
-        effect, scores = effect.mean(dim=0, keepdim=True), scores.mean(dim=0, keepdim=True)
-    value = spearman(effect.flatten(), scores.flatten())
-    return math.nan if value is None else value
-
-
-def _r_squared(design: Float[Tensor, "cell term"], y: Float[Tensor, " cell"]) -> float:
-    """Share of the variance that a linear regression explains; NaN where there is none."""
-    # Of equal scores rounding leaves something.
-    total = float((y - y.mean()).square().sum()) if float(y.max() - y.min()) > 1e-12 * float(y.abs().max()) else 0.0
-    residual: Tensor = y - design @ cast(Tensor, torch.linalg.pinv(design) @ y)
-    return 1 - float(residual.square().sum()) / total if total > 0 else math.nan

@@ -181,6 +181,10 @@ class Sweep:
         """The methods' table in LaTeX; see `Comparison.to_latex`."""
         return self.compare().to_latex(keys)
 
+    def plot(self, ax: Any = None, *, keys: Sequence[str] | None = None, seed: int = 0) -> Any:
+        """Bars of the methods side by side, over the records that none failed on; see `Comparison.plot`."""
+        return self.compare().plot(ax, keys=keys, seed=seed)
+
     def __repr__(self) -> str:
         failed = len({id(record) for _, record, _ in self.failures})
         lost = f", {failed} failed" if failed else ""

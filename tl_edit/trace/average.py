@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -25,9 +25,11 @@ from tl_edit.host import Model
 from tl_edit.trace.folder import TraceFolder
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
-from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings
+from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings, layer_labels
 from tl_edit.trace.run import causal_trace
 from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, word_around
+
+Form = Literal["lines", "heatmaps"]
 
 ROLES = (
     "first subject token",
@@ -128,21 +130,53 @@ class AverageTrace:
             f"window {self.window} for MLP and attention",
         )
 
-    def plot(self, ax: Any = None) -> Any:
-        """Heatmaps like the paper's figure 2: roles as rows, layers as columns, one scale for all kinds from 0 on.
+    def plot(self, ax: Any = None, *, form: Form = "lines", paired: bool = False) -> Any:
+        """The mean indirect effect by role and layer, the kinds side by side on one scale.
+
+        Args:
+            ax: Axes to draw into, one for each kind; None makes new ones.
+            form: "lines" over the layers with 95 % intervals over observations (as in the paper's appendix), or
+                "heatmaps" with roles as rows, from 0 on (as in its figure 2).
+            paired: Show ``paired_effect`` instead of ``indirect_effect``.
+
+        Returns:
+            The axes, one or a list.
 
         Raises:
             ImportError: If matplotlib is not installed.
+            ValueError: If the number of axes is another.
         """
-        return show.plot_heatmaps(
-            [effect.clamp(min=0).nan_to_num() for effect in self.indirect_effect],
+        if form not in get_args(Form):
+            raise ValueError(f"AverageTrace.plot: form is {form!r}; expected one of {', '.join(get_args(Form))}.")
+        titles = [f"restoring the {KIND_NAMES[kind]}" for kind in self.kinds]
+        effects = self.paired_effect if paired else self.indirect_effect
+        half = 1.96 * self.paired_error if paired else self.confidence()
+        unit, xlabels = f"mean indirect effect ({self.measure})", layer_labels(self.kinds, self.window)
+        heading = f"{self.n_facts} facts, mean clean {self.clean:.3g}, mean corrupted {self.corrupted:.3g}"
+        if form == "heatmaps":
+            return show.plot_heatmaps(
+                [effect.clamp(min=0) for effect in effects],
+                ax,
+                titles=titles,
+                rows=list(ROLES),
+                columns=[str(layer) for layer in self.layers],
+                colours=[COLOURS[kind] for kind in self.kinds],
+                low=0.0,
+                unit=unit,
+                heading=heading,
+                xlabels=xlabels,
+            )
+        names = [f"{role} (n = {n})" for role, n in zip(ROLES, self.count, strict=True)]
+        low, high = effects - half, effects + half
+        present = [r for r, n in enumerate(self.count) if n]
+        return show.plot_panels(
+            torch.tensor(self.layers, dtype=torch.float64),
+            {title: {names[r]: effects[k, r] for r in present} for k, title in enumerate(titles)},
             ax,
-            titles=[f"restoring the {KIND_NAMES[kind]}" for kind in self.kinds],
-            rows=list(ROLES),
-            columns=[str(layer) for layer in self.layers],
-            colours=[COLOURS[kind] for kind in self.kinds],
-            low=0.0,
-            unit=f"mean indirect effect ({self.measure})",
+            xlabels=xlabels,
+            ylabel=unit,
+            heading=heading,
+            bands={title: {names[r]: (low[k, r], high[k, r]) for r in present} for k, title in enumerate(titles)},
         )
 
     def __repr__(self) -> str:

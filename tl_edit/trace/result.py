@@ -1,6 +1,7 @@
 """`CausalTrace`: what one trace measured, kept apart from how."""
 
 import reprlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,12 @@ MEASURE_NAMES: dict[Measure, str] = {
     "kl": "minus KL divergence from the clean run (nats)",
 }
 COLOURS: dict[Kind, str] = {"resid_post": "Purples", "mlp_out": "Greens", "attn_out": "Reds"}
+
+
+def layer_labels(kinds: Sequence[Kind], window: int) -> list[str]:
+    """What the columns of heatmaps are: single layers, or windows of them."""
+    several = f"middle of {window} restored layers"
+    return ["restored layer" if kind == "resid_post" or window == 1 else several for kind in kinds]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -182,7 +189,7 @@ class CausalTrace:
         )
 
     def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
-        """Heatmaps like the paper's figure: tokens as rows, layers as columns, one scale for all kinds.
+        """Heatmaps like the paper's figure 1: tokens as rows, ``*`` on the subject, layers as columns, one scale.
 
         As in the paper, the scale begins at the corrupted value: what restoring lowers is not shown. The picture in a
         notebook shows it.
@@ -202,12 +209,25 @@ class CausalTrace:
         return show.plot_heatmaps(
             [self.of(each).T + self.corrupted for each in chosen],
             ax,
-            titles=[self.titles()[self.kinds.index(each)].replace(", ", "\n") for each in chosen],
+            titles=[f"restoring the {KIND_NAMES[each]}" for each in chosen],
             rows=self.marked_tokens(),
             columns=[str(layer) for layer in self.layers],
             colours=[COLOURS[each] for each in chosen],
             low=self.corrupted,
             unit=self.measured(),
+            heading=f"{self.prompt} → {self.answer.strip()}: clean {self.clean:.3g}, corrupted {self.corrupted:.3g}",
+            xlabels=layer_labels(chosen, self.window),
+        )
+
+    def view_tokens(self) -> show.View:
+        """The prompt's tokens, coloured by the indirect effect of restoring them, with a choice of the layer."""
+        return show.layers_view(
+            [self.str_tokens[pos] for pos in self.positions],
+            self.indirect_effect.transpose(1, 2),
+            [KIND_NAMES[kind] for kind in self.kinds],
+            [str(layer) for layer in self.layers],
+            heading=f"{self.prompt} → {self.answer.strip()}: which restored state brings the answer back",
+            unit=f"indirect effect ({self.measure}), window {self.window} for MLP and attention",
         )
 
     def __repr__(self) -> str:
@@ -250,6 +270,41 @@ class TraceDifference:
             heading=f"{self.base.prompt} → {self.base.answer}: before and after the edit",
             unit=f"indirect effect ({self.base.measure}), by layer",
             per_line=len(parts),
+        )
+
+    def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
+        """Heatmaps of the indirect effect on one symmetric scale: base, edited and their difference, by kind.
+
+        Args:
+            ax: Axes to draw into, three for each kind; None makes new ones.
+            kind: Draw only this one.
+
+        Returns:
+            The axes, as a list.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If the traces do not have the kind, or the number of axes is another.
+        """
+        base = self.base
+        chosen = base.kinds if kind is None else (kind,)
+        tables: list[Tensor] = []
+        for each in chosen:
+            before, after = base.of(each).T, self.edited.of(each).T
+            tables += [before, after, after - before]
+        names = ("base", "edited", "edited - base")
+        return show.plot_heatmaps(
+            tables,
+            ax,
+            titles=[f"{name}: {KIND_NAMES[each]}" for each in chosen for name in names],
+            rows=base.marked_tokens(),
+            columns=[str(layer) for layer in base.layers],
+            colours=[show.BOTH_WAYS] * len(tables),
+            low=None,
+            unit=f"indirect effect ({base.measure})",
+            heading=f"{base.prompt} → {base.answer.strip()}: before and after the edit",
+            xlabels=[label for label in layer_labels(chosen, base.window) for _ in names],
+            per_line=len(names),
         )
 
     def __repr__(self) -> str:

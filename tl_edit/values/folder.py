@@ -79,7 +79,9 @@ class ValueFolder:
                 told = cast(dict[str, str], file.metadata())
             result: Any = json.loads(told["result"])
             losses = tuple(map(float, result.pop("losses")))
-            found = OptimizedValue(v_star=kept["v_star"], v0=kept["v0"], losses=losses, **result)
+            # Files of earlier versions have no terms.
+            terms = tuple(cast(Any, tuple)(map(float, each)) for each in result.pop("loss_terms", ()))
+            found = OptimizedValue(v_star=kept["v_star"], v0=kept["v0"], losses=losses, loss_terms=terms, **result)
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise ValueError(
                 f"{self.operation}: {path} is damaged ({type(error).__name__}: {error}); expected a value that was "
@@ -96,7 +98,7 @@ class ValueFolder:
 
     def keep(self, request: EditRequest, found: OptimizedValue) -> None:
         """Keep a value; its file is there whole or not at all."""
-        names = ("losses", "target_prob", "prepend_bos", "site", "engine")
+        names = ("losses", "loss_terms", "target_prob", "prepend_bos", "site", "engine")
         told = {
             "request": json.dumps(asdict(request)),
             "run": json.dumps(self.run),

@@ -171,6 +171,7 @@ def _value(asked: Asked, v0: Tensor, delta: Tensor, trail: Trail, computed: str)
         prepend_bos=asked.prepend_bos,
         site=asked.sites[0],
         engine=computed,
+        loss_terms=tuple(trail.terms),
     )
 
 

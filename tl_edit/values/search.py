@@ -46,6 +46,8 @@ class Trail:
     """How the search of one request went."""
 
     losses: list[float]
+    terms: list[tuple[float, float, float]]
+    """What each loss is the sum of: the target's, the KL term, the weight decay."""
     nll: float = math.nan
     """Of the last evaluation, in nats per token."""
     no_gradient: str | None = None
@@ -67,7 +69,7 @@ def search(
     delta = torch.zeros_like(v0, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.v_lr)
     v0_length = torch.stack([torch.stack([length(site) for site in each]) for each in v0])
-    trails = [Trail(losses=[]) for _ in v0]
+    trails = [Trail(losses=[], terms=[]) for _ in v0]
     alive = list(range(len(v0)))
     nll_weight = torch.ones(len(v0), dtype=v0.dtype)
     for step in range(settings.v_num_grad_steps):
@@ -76,9 +78,9 @@ def search(
         kl_weight = settings.kl_factor if step else 0.0
         found = evaluate(delta, alive, nll_weight=nll_weight, kl_weight=kl_weight, gradient=not last)
         decay = (_lengths(delta) / v0_length**2).sum(-1).detach().cpu()
-        losses = nll_weight * found.nll + settings.kl_factor * found.kl + settings.v_weight_decay * decay
+        terms = (nll_weight * found.nll, settings.kl_factor * found.kl, settings.v_weight_decay * decay)
         nll_weight = _next_weight(found, settings)
-        alive = _go_on(alive, trails, losses, found, settings)
+        alive = _go_on(alive, trails, terms, found, settings)
         if step == 0 and not last:
             _check_reaches(alive, trails, found)
             alive = [i for i in alive if not trails[i].failed]
@@ -101,15 +103,18 @@ def _lengths(delta: Float[Tensor, "request site d_model"]) -> Float[Tensor, "req
 def _go_on(
     alive: list[int],
     trails: list[Trail],
-    losses: Float[Tensor, " request"],
+    terms: tuple[Float[Tensor, " request"], Float[Tensor, " request"], Float[Tensor, " request"]],
     found: Evaluated,
     settings: ValueSearch,
 ) -> list[int]:
     """Note the losses; returns the requests that go on."""
     going: list[int] = []
+    nll, kl, decay = terms
+    losses = nll + kl + decay
     for i in alive:
         trail, loss = trails[i], float(losses[i])
         trail.losses.append(loss)
+        trail.terms.append((float(nll[i]), float(kl[i]), float(decay[i])))
         trail.nll = float(found.nll[i])
         kept = settings.stop_kl is not None and bool(found.said[i]) and float(found.kl[i]) < settings.stop_kl
         if not trail.failed and loss >= settings.stop_loss and not kept:

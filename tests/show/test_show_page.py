@@ -1,0 +1,114 @@
+"""Pages: what goes in, that it is safe, and what a browser makes of it."""
+
+import re
+
+import browser
+import pytest
+import torch
+from hostile import TOKENS, Document
+from test_show_views import VIEWS
+
+from tl_edit import show
+from tl_edit.show.text import ZERO_WIDTH_SPACE
+
+INLINE = [token for token in TOKENS if token != "[data-tl-edit]"]
+
+
+class Shown:
+    def _repr_html_(self):
+        return "<p>shown</p>"
+
+
+class Silent:
+    def _repr_html_(self):
+        return None
+
+
+def test_texts_are_paragraphs_and_headings():
+    page = show.page(["# A <b>", "B & c", Shown()], title="<T>")
+    assert "<h2>A &lt;b&gt;</h2>" in page
+    assert "<p>B &amp; c</p>" in page
+    assert "<p>shown</p>" in page
+    assert "<title>&lt;T&gt;</title>" in page
+    assert "script" not in Document(page).tags
+
+
+def test_the_library_is_there_once_and_only_for_views():
+    page = show.page([make() for make in VIEWS.values()], title="t")
+    assert page.count("window.tlEditCircuitsVis = ") == 1
+    assert "tlEditCircuitsVis" not in show.page(["text"], title="t")
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_hostile_titles_and_texts_are_text(token):
+    read = Document(show.page([token or " ", f"# {token}"], title=token))
+    assert not {"script", "img", "b", "s", "bos"} & set(read.tags)
+    assert read.text.count(token) >= 3
+
+
+def test_the_same_bytes_twice():
+    first, second = (show.page(["text", *(make() for make in VIEWS.values())], title="t") for _ in range(2))
+    assert first == second
+
+
+def test_axes_become_images():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    line = {"a": torch.zeros(2)}
+    axis = show.plot_lines(torch.arange(2.0), line, None, xlabel="x", ylabel="y")
+    several = show.plot_panels(torch.arange(2.0), {"a": line, "b": line}, None, xlabels=["x", "x"], ylabel="y")
+    figure, grid = pyplot.subplots(1, 2)
+    pyplot.close(figure)
+    for axes in (axis, several, grid):
+        assert show.page([axes], title="t").count('<img alt="" src="data:image/png;base64,') == 1
+
+
+def test_save_html_replaces_the_file(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    show.save_html(path, "text", title="T")
+    assert path.read_text("utf-8") == show.page(["text"], title="T")
+
+
+def test_save_html_refuses_with_advice(tmp_path):
+    with pytest.raises(ValueError, match="save_html: found nothing to show; expected results, views or texts; pass"):
+        show.save_html(tmp_path / "page.html")
+    for wrong, kind in ((5, "int"), (None, "NoneType"), ([], "list"), (Silent(), "Silent"), ([5], "list")):
+        with pytest.raises(ValueError, match=f"something of type {kind}; expected results .*; leave it out"):
+            show.save_html(tmp_path / "page.html", wrong)
+    with pytest.raises(ValueError, match=r"gone.*cannot be written.*; expected a file in a folder .*; choose another"):
+        show.save_html(tmp_path / "gone" / "page.html", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_browser_shows_every_view_and_runs_nothing_of_the_data(tmp_path):
+    table = torch.rand(len(INLINE), 3, generator=torch.Generator().manual_seed(0))
+    heatmap = show.heatmaps_html(
+        [table], titles=INLINE[:1], rows=INLINE, columns=["0", "1", "2"], heading=INLINE[3], unit="u"
+    )
+
+    class Inline:
+        def _repr_html_(self):
+            return heatmap + show.table([(token, token) for token in INLINE])
+
+    views = [make(heading=INLINE[3]) for make in VIEWS.values()]
+    # The same view twice, as a cell that is run twice.
+    title = "</title><script>document.title=1</script>"
+    found, document = browser.report(show.page([*views, views[0], Inline(), *INLINE[:2]], title=title), tmp_path)
+    # A library inside circuitsvis' script asks for WebAssembly, is refused by the page's policy, and goes on without.
+    assert set(found["errors"]) <= {"refused wasm-eval"}
+    assert found["title"] == title
+    parts = [part for view in [*views, views[0]] for part in view.parts]
+    assert [view["drawn"] for view in found["views"]] == ["yes"] * len(parts)
+    assert all(view["height"] > 20 for view in found["views"]), found["views"]
+    assert all(view["tokens"] == 0 for view in found["views"])
+    assert found["canvases"], "attention is drawn on canvases"
+    assert all(colours > 1 for colours in found["canvases"]), found["canvases"]
+    for view, part in zip(found["views"], parts, strict=True):
+        said = view["text"].replace(ZERO_WIDTH_SPACE, "").replace("\xa0", " ")
+        if part.component not in ("TokenLogProbs", "AttentionHeads"):
+            assert all(show.visible(token).strip() in said for token in TOKENS), (part.component, said)
+        assert said.strip()
+    read = Document(re.sub(r'<pre id="report">.*?</pre>', "", document, flags=re.DOTALL))
+    assert all(read.text.count(show.visible(token)) >= 2 for token in INLINE)
+    assert not {"bos", "s", "b"} & set(read.tags)
+    assert "img" not in read.tags

@@ -1,0 +1,61 @@
+"""How second moments show themselves: a table of what was measured, and their spectrum."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tl_edit import show
+
+if TYPE_CHECKING:
+    from tl_edit.moment.result import SecondMoment
+
+ROUNDING = 1e-14
+"""Eigenvalues below this, over the largest, are rounding."""
+
+
+def told(moment: "SecondMoment") -> list[tuple[str, str]]:
+    """Rows of a table."""
+    per_dimension = moment.count / moment.d_mlp
+    tokens = f"{moment.count:,} ({per_dimension:.1f} per dimension of {moment.d_mlp:,})"
+    rows = [("layer", str(moment.layer)), ("tokens", tokens if moment.count else "none: the identity, a control")]
+    if moment.count:
+        rows.append(("keys at a BOS", "count" if moment.counts_bos else "are left out"))
+    if moment.corpus:
+        rows.append(("texts", moment.corpus))
+    rows.append(("mean of the diagonal", f"{float(moment.matrix.diagonal().double().mean()):.3g}"))
+    if moment.ridge:
+        rows.append(("ridge", f"{moment.ridge:g}, adds {moment.added:.3g} to the diagonal"))
+    if moment.provenance is not None:
+        rows.append(("model", f"{moment.provenance.model_name} ({moment.provenance.dtype})"))
+    return rows
+
+
+def plot_spectra(moments: Sequence["SecondMoment"], ax: Any) -> Any:
+    """Eigenvalues from the largest, on a logarithmic scale, and what ridges add to them; returns the axes.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    lines: dict[str, Tensor] = {}
+    levels: dict[str, float] = {}
+    for moment in moments:
+        values = moment.eigenvalues
+        positive = values > ROUNDING * values.max()
+        none = int((~positive).sum())
+        per_dimension = f"{moment.count / moment.d_mlp:.1f} tokens per dimension" if moment.count else "identity"
+        name = f"layer {moment.layer}: {per_dimension}" + (f", {none:,} eigenvalues are 0" if none else "")
+        lines[name] = torch.where(positive, values, torch.nan)
+        if moment.ridge:
+            levels[f"layer {moment.layer}: ridge {moment.ridge:g}"] = moment.added
+    return show.plot_lines(
+        torch.arange(1, max(map(len, lines.values())) + 1, dtype=torch.float64),
+        lines,
+        ax,
+        xlabel="eigenvalues, from the largest",
+        ylabel="eigenvalue of C = E[k k^T]",
+        levels=levels,
+        yscale="log",
+        whole=True,
+    )
