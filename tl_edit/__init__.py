@@ -30,6 +30,7 @@ from tl_edit.memit import (
     memit_update,
     pmet_edit,
 )
+from tl_edit.memory import KeyValueMemory, edit_memory, key_value_memory
 from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
@@ -67,6 +68,7 @@ __all__ = [
     "HuggingFaceExport",
     "Interference",
     "KeyCache",
+    "KeyValueMemory",
     "KeysValues",
     "KnownFact",
     "KnownFacts",
@@ -94,6 +96,7 @@ __all__ = [
     "compare",
     "corrupt_subject",
     "dose_response",
+    "edit_memory",
     "embedding_std",
     "emmet_edit",
     "emmet_update",
@@ -103,6 +106,7 @@ __all__ = [
     "generate_prefixes",
     "generate_texts",
     "interference",
+    "key_value_memory",
     "locate_vs_edit",
     "memit_edit",
     "memit_update",

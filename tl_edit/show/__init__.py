@@ -8,12 +8,14 @@ else.
 from tl_edit.show.components import attention_view, layers_view, log_probs_view, samples_view, tokens_view
 from tl_edit.show.figures import plot_heatmaps, plot_lines, plot_points
 from tl_edit.show.heatmaps import heatmaps_html
+from tl_edit.show.marked import Marked, marked_table
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
 from tl_edit.show.text import visible
 from tl_edit.show.view import View, joined
 
 __all__ = [
+    "Marked",
     "View",
     "attention_view",
     "frame",
@@ -22,6 +24,7 @@ __all__ = [
     "joined",
     "layers_view",
     "log_probs_view",
+    "marked_table",
     "page",
     "plot_heatmaps",
     "plot_lines",
