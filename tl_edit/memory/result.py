@@ -54,8 +54,8 @@ class KeyValueMemory:
     """Number of each memory in its layer: of the neuron, or of the edit's factor."""
     names: tuple[str, ...]
     coefficient: Float[Tensor, "memory trigger"]
-    """At the triggers, strongest first: the neuron's post-activation, or the key's product with the edit's factor. NaN
-    where the texts have no more places."""
+    """At the triggers, strongest first: the neuron's post-activation, or how far the edit's factor moves the answer, in
+    units of the MLP's output. NaN where the texts have no more places."""
     text_index: Int[Tensor, "memory trigger"]
     """Which text a trigger is in, counted from 0; -1 where there is none."""
     position: Int[Tensor, "memory trigger"]
@@ -79,7 +79,7 @@ class KeyValueMemory:
     control_rank: Int[Tensor, " memory"]
     """The same in the value of another memory of the layer, drawn by ``seed``; -1 where there is none."""
     value_norm: Float[Tensor, " memory"]
-    """Length of the value, in units of the MLP's output: a coefficient of 1 moves it so far."""
+    """Length of the value, in units of the MLP's output: a coefficient of 1 moves it so far. 1 of an edit's factor."""
     vocabulary: Mapping[int, str]
     """All tokens that occur here, decoded."""
     n_vocab: int
@@ -252,7 +252,7 @@ class KeyValueMemory:
             [[each.tokens for each in several] for several in triggers],
             [[each.coefficients for each in several] for several in triggers],
             [self.names[i] for i in shown],
-            heading=f"{self.title}: what triggers {len(self.names)} memories{left_out}",
+            heading=f"{self.title}: what triggers {self._counted()}{left_out}",
             unit=f"coefficient ({self._unit})",
         )
 
@@ -272,16 +272,15 @@ class KeyValueMemory:
             raise ValueError(
                 f"KeyValueMemory.plot: by is {by!r}; expected 'layer', 'trigger' or None; the default is None."
             )
-        n = len(self.names)
-        agreed = f"next token is the value's top token ({n} {'memory' if n == 1 else 'memories'})"
+        agreed = f"next token is the value's top token ({self._counted()})"
         if by == "layer" or (by is None and len(self.layer_axis) > 1):
-            lines = {"agreement": self.agreement[:, 0], "other values of the layer": self.chance[:, 0]}
+            lines = {"agreement": self.agreement[:, 0], "other values": self.chance[:, 0]}
             upper = self.permuted_agreement(seed=self.seed).quantile(0.975, dim=1)
-            lines["97.5 % of permutations are below"] = upper
+            lines["permuted, 97.5 %"] = upper
             x, label, title = torch.tensor(self.layer_axis).double(), "layer", f"first trigger's {agreed}"
         else:
             lines = {"agreement": self.agrees.nanmean(dim=0)}
-            lines["other values of the layer"] = self._agrees_elsewhere().nanmean(dim=0)
+            lines["other values"] = self._agrees_elsewhere().nanmean(dim=0)
             x, label = torch.arange(1, 1 + self.coefficient.shape[1]).double(), "trigger, strongest first"
             title = f"trigger's {agreed}"
         shown = {name: 100 * line for name, line in lines.items() if not line.isnan().all()}
@@ -324,11 +323,14 @@ class KeyValueMemory:
         return "turned round, so that positive is what was negative" if self.negative else "positive blue, negative red"
 
     def __repr__(self) -> str:
-        n, layers = len(self.names), list(self.layer_axis)
+        layers = list(self.layer_axis)
         return (
-            f"KeyValueMemory({self.title}: {n} {'memory' if n == 1 else 'memories'} of layer"
+            f"KeyValueMemory({self.title}: {self._counted()} of layer"
             f"{f's {layers}' if len(layers) > 1 else f' {layers[0]}'}, {self.n_tokens:,} tokens; {self._summary()})"
         )
+
+    def _counted(self) -> str:
+        return "1 memory" if len(self.names) == 1 else f"{len(self.names):,} memories"
 
     def _summary(self) -> str:
         """Agreement and ranks, beside chance."""
@@ -396,7 +398,11 @@ def _after(same: list[Trigger]) -> str:
 
 
 def _listed(tokens: list[tuple[str, float]]) -> list[str | show.Marked]:
-    return [f"{show.visible(token)}  {score:.2f}" for token, score in tokens[:SHOWN_TOKENS]]
+    none = torch.full((1,), torch.nan)
+    return [
+        show.Marked(tokens=[token], values=none, framed=False, label=f"{score:.2f}")
+        for token, score in tokens[:SHOWN_TOKENS]
+    ]
 
 
 def elsewhere(n: int, generator: torch.Generator) -> Int[Tensor, " n"]:

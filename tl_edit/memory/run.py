@@ -130,11 +130,11 @@ def edit_memory(
 ) -> KeyValueMemory:
     """What an edit wrote, as memories: the contexts that trigger it anywhere in some texts, and what it says there.
 
-    An edit adds ``key @ left @ right`` to the answer of ``W_out``: of each of its factors, the coefficient at a token
-    is ``key . left``, in units of the key with ``left`` of length 1, and the value is the row of ``right``, which takes
-    the length that ``left`` had. ROME has one factor, in which ``left`` is ``C^-1 k``; MEMIT has one for each request
-    (of edits that were added or truncated, factors are no more than directions, whose sign may be turned).
-    How long a trigger's answer is moved is ``coefficient * value_norm``; `Edit.collateral` ranks by that.
+    An edit adds ``key @ left @ right`` to the answer of ``W_out``. Of each of its factors, the value is the row of
+    ``right``, made of length 1, and the coefficient at a token is ``key . left`` times the length that it had: how far
+    the answer is moved, as in `Edit.collateral`, with a sign. ROME has one factor, in which ``left`` is ``C^-1 k``;
+    MEMIT has one for each request. Of edits that were added or truncated, factors are no more than directions, whose
+    sign may be turned.
 
     Of an edit of several layers that is not applied, the keys are those of the model with the earlier layers' changes
     on, by hooks. No weight is written.
@@ -200,16 +200,16 @@ def edit_memory(
 def _factors(
     layer: int, left: Float[Tensor, "d_mlp rank"], right: Float[Tensor, "rank d_model"], subjects: list[str], sign: int
 ) -> Memories:
-    """An edit's change of a layer, factor by factor, keys of length 1."""
-    sizes = forward.lengths(left.T)
+    """An edit's change of a layer, factor by factor, values of length 1."""
+    sizes = forward.lengths(right)
     numbers = tuple(range(left.shape[1]))
     named = subjects if len(subjects) == len(numbers) else [f"factor {number}" for number in numbers]
     return Memories(
         layer=layer,
         numbers=numbers,
         names=tuple(f"layer {layer}: {name}" for name in named),
-        keys=left / torch.where(sizes > 0, sizes, 1.0),
-        values=right * sizes[:, None],
+        keys=left * sizes,
+        values=right / torch.where(sizes > 0, sizes, 1.0)[:, None],
         sign=sign,
     )
 

@@ -12,17 +12,21 @@ from tl_edit.show.text import cell_text
 from tl_edit.show.view import CARD
 
 CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #ddd"
+DARK = 0.6
+"""Share of full colour from which text is white."""
 TEXT = "font-size:12px;color:#222;background:#fff"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Marked:
-    """One line of a cell: coloured tokens, the last of them framed, between a label and what follows."""
+    """One line of a cell: coloured tokens, the last of them perhaps framed, between a label and what follows."""
 
     tokens: Sequence[str]
     values: Float[Tensor, " token"]
-    top: float
+    """NaN for no colour."""
+    top: float = 1.0
     """The value of full colour."""
+    framed: bool = True
     label: str = ""
     before: str = ""
     """What stands before the tokens, in grey."""
@@ -62,7 +66,8 @@ def _marked(line: Marked) -> str:
     last = len(line.tokens) - 1
     spans = "".join(
         f'<span title="{float(value):.4g}" style="{shade(float(value), line.top)}'
-        f'{";outline:1px solid #222" if i == last else ""}">{cell_text(token)}</span>'
+        f"{';color:#fff' if abs(float(value)) > DARK * line.top else ''}"
+        f'{";outline:1px solid #222" if line.framed and i == last else ""}">{cell_text(token)}</span>'
         for i, (token, value) in enumerate(zip(line.tokens, line.values, strict=True))
     )
     label = f'<span style="display:inline-block;min-width:52px">{escape(line.label)}</span>' if line.label else ""
