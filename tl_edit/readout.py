@@ -40,7 +40,8 @@ class Readout:
     @torch.no_grad()
     def scores(self, vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_vocab"]:
         """What vectors add to the logits, up to a positive factor, less the mean over the vocabulary."""
-        resid = at_least_float32(vectors).to(self._unembedding.device)
+        # Cast first, as not every device has float64.
+        resid = vectors.to(at_least_float32(self._unembedding[:1]).dtype).to(self._unembedding.device)
         for gain, centres in self._gains:
             resid = (resid - resid.mean(-1, keepdim=True) if centres else resid) * gain.to(resid.dtype)
         step = self._unembedding.shape[1]

@@ -213,7 +213,7 @@ def test_negative_finds_the_least_and_turns_values_round():
     found = read(model, negative=True, one_per_text=False, n_triggers=5)
     prefixes = oracle.prefixes(model, 1, lambda key: -key[:, NEURONS], TEXTS)
     for i, several in enumerate(prefixes):
-        check(found, oracle.triggers(several, 5, one_per_text=False), i, 1e-9, window=32, bos_id=1)
+        check(found, oracle.triggers(several, 5, one_per_text=False), i, 2e-5, window=32, bos_id=1)
     plain = read(model)
     assert torch.equal(found.top_ids, plain.bottom_ids)
     assert torch.allclose(found.top_scores, -plain.bottom_scores)

@@ -169,8 +169,10 @@ class KeyValueMemory:
         Raises:
             ValueError: If there is no such memory, or there are several.
         """
-        i = self._index(neuron, layer, "triggers")
-        return [self._trigger(i, j) for j in range(self.coefficient.shape[1]) if self.text_index[i, j] >= 0]
+        return self._triggers(self._index(neuron, layer, "triggers"))
+
+    def _triggers(self, i: int) -> list[Trigger]:
+        return [self._trigger(i, int(j)) for j in (self.text_index[i] >= 0).nonzero()[:, 0]]
 
     def top_tokens(self, neuron: int, n: int | None = None, *, layer: int | None = None) -> list[tuple[str, float]]:
         """The tokens that a memory's value speaks for most, with their scores; see `triggers`.
@@ -246,7 +248,7 @@ class KeyValueMemory:
                 "10."
             )
         shown = range(min(VIEWED, len(self.names)))
-        triggers = [self.triggers(self.neurons[i], layer=self.layers[i])[:n_triggers] for i in shown]
+        triggers = [self._triggers(i)[:n_triggers] for i in shown]
         left_out = f" (the first {VIEWED})" if len(self.names) > VIEWED else ""
         return show.samples_view(
             [[each.tokens for each in several] for several in triggers],
@@ -294,8 +296,7 @@ class KeyValueMemory:
         """
         rows: list[dict[str, Any]] = []
         for i, name in enumerate(self.names):
-            layer, neuron = self.layers[i], self.neurons[i]
-            about: dict[str, Any] = {"layer": layer, "neuron": neuron, "name": name}
+            about: dict[str, Any] = {"layer": self.layers[i], "neuron": self.neurons[i], "name": name}
             value: dict[str, Any] = {
                 "top_token": self.vocabulary[int(self.top_ids[i, 0])],
                 "top_score": float(self.top_scores[i, 0]),
@@ -303,7 +304,7 @@ class KeyValueMemory:
                 "bottom_score": float(self.bottom_scores[i, 0]),
                 "value_norm": float(self.value_norm[i]),
             }
-            for j, trigger in enumerate(self.triggers(neuron, layer=layer)):
+            for j, trigger in enumerate(self._triggers(i)):
                 found: dict[str, Any] = {
                     "trigger": j,
                     "coefficient": trigger.coefficient,
@@ -366,7 +367,7 @@ class KeyValueMemory:
 
     def _lines(self, i: int) -> list[str | show.Marked]:
         """The first triggers of a memory, the same contexts as one."""
-        triggers = self.triggers(self.neurons[i], layer=self.layers[i])
+        triggers = self._triggers(i)
         same: dict[tuple[str, ...], list[Trigger]] = {}
         for trigger in triggers:
             same.setdefault(trigger.tokens, []).append(trigger)
