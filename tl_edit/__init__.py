@@ -40,6 +40,7 @@ from tl_edit.memit import (
     memit_update,
     pmet_edit,
 )
+from tl_edit.memory import KeyValueMemory, edit_memory, key_value_memory
 from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts, second_moment
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
@@ -79,6 +80,7 @@ __all__ = [
     "HuggingFaceExport",
     "Interference",
     "KeyCache",
+    "KeyValueMemory",
     "KeysValues",
     "KnownFact",
     "KnownFacts",
@@ -110,6 +112,7 @@ __all__ = [
     "corrupt_subject",
     "dose_response",
     "edit_circuit",
+    "edit_memory",
     "embedding_std",
     "emmet_edit",
     "emmet_update",
@@ -119,6 +122,7 @@ __all__ = [
     "generate_prefixes",
     "generate_texts",
     "interference",
+    "key_value_memory",
     "locate_vs_edit",
     "logit_lens",
     "memit_edit",

@@ -185,15 +185,15 @@ def value_name(model: Model, layer: int) -> str:
     if interface(model) == "HookedTransformer":
         if "W_out" not in mlp_of(model, layer)._parameters:
             raise ValueError(_no_dense_w_out(layer))
-        return f"blocks.{layer}.mlp" if _norm_after(model, layer) else f"blocks.{layer}.hook_mlp_out"
+        return f"blocks.{layer}.mlp" if norm_after(model, layer) else f"blocks.{layer}.hook_mlp_out"
     for part in ("out", "dense_out"):
         if part in mlp_of(model, layer)._modules:
             return f"blocks.{layer}.mlp.{part}.hook_out"
     raise ValueError(_no_dense_w_out(layer))
 
 
-def _norm_after(model: Model, layer: int) -> str | None:
-    """The module of a HookedTransformer's block that normalises the MLP's output; None where there is none."""
+def norm_after(model: Model, layer: int) -> str | None:
+    """The module of a block that normalises the MLP's output; None where there is none."""
     # OLMo 2 and 3 have no norm before the MLP; TransformerLens puts the one behind it where others have that.
     behind = str(getattr(model.cfg, "original_architecture", None)) in ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
     name = "ln2" if behind else "ln2_post"
@@ -221,7 +221,7 @@ def value_site(model: Model, layer: int) -> ValueSite:
     name = value_name(model, layer)
     if name != f"blocks.{layer}.mlp":
         return ValueSite(name)
-    norm = str(_norm_after(model, layer))
+    norm = str(norm_after(model, layer))
     prefix = f"blocks.{layer}.{norm}"
     eps = float(getattr(model.blocks[layer], norm).eps)
     return ValueSite(f"{prefix}.hook_normalized", f"{prefix}.hook_scale", eps)

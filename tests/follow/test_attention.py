@@ -1,6 +1,5 @@
 """Attention patterns, against an ordinary cache and plain transformers."""
 
-
 import pytest
 import tiny_models
 import torch

@@ -59,9 +59,11 @@ class Texts:
         ValueError: For what is no collection of texts.
     """
 
-    def __init__(self, given: object, seed: int) -> None:
-        _check_collection(given)
-        self._column = column_of(given, OPERATION)
+    def __init__(self, given: object, seed: int, operation: str = OPERATION) -> None:
+        _check_collection(given, operation)
+        self.operation = operation
+        """Who asks, for advice."""
+        self._column = column_of(given, operation)
         if self._column is not None and hasattr(given, "select_columns"):
             given = cast(Any, given).select_columns([self._column])
         # A Series of pandas gives items by label otherwise.
@@ -119,8 +121,8 @@ class Texts:
         """
         if own.world > 1 and self._unordered:
             raise ValueError(
-                f"{OPERATION}: texts is a set, in each of {own.world} processes in another order; expected the same "
-                "order in all of them; pass sorted(texts)."
+                f"{self.operation}: texts is a set, in each of {own.world} processes in another order; expected the "
+                "same order in all of them; pass sorted(texts)."
             )
 
     def _text(self, number: int, item: object) -> object:
@@ -132,29 +134,29 @@ class Texts:
             first = row if self._order is None else self._given[0]
             # Lists may hold strings and rows.
             self._column = column_of_row(
-                cast(Mapping[str, object], first) if isinstance(first, Mapping) else row, OPERATION
+                cast(Mapping[str, object], first) if isinstance(first, Mapping) else row, self.operation
             )
         if self._column not in row:
             raise ValueError(
-                f"{OPERATION}: row {self.place(number):,} of the texts (counted from 0) has the columns {list(row)}; "
-                f"expected {self._column!r}, which the first row decided; give every row that column, or pass its "
-                "texts as strings."
+                f"{self.operation}: row {self.place(number):,} of the texts (counted from 0) has the columns "
+                f"{list(row)}; expected {self._column!r}, which the first row decided; give every row that column, or "
+                "pass its texts as strings."
             )
         return row[self._column]
 
 
-def _check_collection(given: object) -> None:
+def _check_collection(given: object, operation: str) -> None:
     kind = type(given).__name__
     if isinstance(given, str):
-        raise ValueError(f"{OPERATION}: texts is one string; expected several texts; pass [text, ...].")
+        raise ValueError(f"{operation}: texts is one string; expected several texts; pass [text, ...].")
     if isinstance(given, Tensor):
         raise ValueError(
-            f"{OPERATION}: texts is one tensor of shape {list(given.shape)}; expected several texts, since padding "
+            f"{operation}: texts is one tensor of shape {list(given.shape)}; expected several texts, since padding "
             "in a token matrix would count as text; pass a list of its rows without their padding, or strings."
         )
     if isinstance(given, Mapping) or not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
         raise ValueError(
-            f"{OPERATION}: texts is of type {kind}; expected several texts; pass a list of strings, "
+            f"{operation}: texts is of type {kind}; expected several texts; pass a list of strings, "
             "or of one-dimensional tensors of token ids; of a dataset with splits pass one, e.g. texts['train']."
         )
 
@@ -280,7 +282,11 @@ class Reader:
         """The tokens, cut at the context and at ``max_tokens``."""
         bos = getattr(self._model.tokenizer, "bos_token_id", None)
         place = f"text {self._texts.place(number):,} (counted from 0)"
-        ids = self._tokenised(text, place) if isinstance(text, str) else _checked_ids(self._model, text, place)
+        ids = (
+            self._tokenised(text, place)
+            if isinstance(text, str)
+            else _checked_ids(self._model, text, place, self._texts.operation)
+        )
         skipped = int(not self._count_bos and len(ids) > 0 and int(ids[0]) == bos)
         left = len(ids) if self._max_tokens is None else self._max_tokens - self.taken + skipped
         return Row(number, ids[: min(self._max_length, left)], skipped)
@@ -292,8 +298,8 @@ class Reader:
             ids = self._model.to_tokens(text, prepend_bos=self._prepend_bos, truncate=False)[0].to("cpu", torch.long)
         except (UnicodeError, TypeError) as error:  # which of them depends on the tokenizer
             raise ValueError(
-                f"{OPERATION}: {place} cannot be tokenised ({error}); expected text that UTF-8 can hold; repair it, "
-                "e.g. text.encode('utf-8', 'replace').decode()."
+                f"{self._texts.operation}: {place} cannot be tokenised ({error}); expected text that UTF-8 can hold; "
+                "repair it, e.g. text.encode('utf-8', 'replace').decode()."
             ) from error
         return ids[:0] if len(ids) == int(self._prepend_bos) else ids
 
@@ -323,25 +329,25 @@ class Reader:
         return self.read == read and self.chain == chain
 
 
-def _checked_ids(model: Model, ids: object, place: str) -> Int[Tensor, " _"]:
+def _checked_ids(model: Model, ids: object, place: str, operation: str) -> Int[Tensor, " _"]:
     """Token ids of one text, on the CPU."""
     if not isinstance(ids, Tensor):
         raise ValueError(
-            f"{OPERATION}: {place} is {reprlib.repr(ids)} of type {type(ids).__name__}; expected a string, or a "
+            f"{operation}: {place} is {reprlib.repr(ids)} of type {type(ids).__name__}; expected a string, or a "
             "one-dimensional tensor of token ids; leave texts out that are missing, and convert others, e.g. with "
             "torch.tensor(ids)."
         )
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
     if not whole or ids.ndim != 1:
         raise ValueError(
-            f"{OPERATION}: {place} is a tensor of {ids.dtype}, shape {list(ids.shape)}; expected strings, or "
+            f"{operation}: {place} is a tensor of {ids.dtype}, shape {list(ids.shape)}; expected strings, or "
             "one-dimensional tensors of token ids; pass the rows of a token matrix one by one, without their padding."
         )
     row = ids.to("cpu", torch.long)
     size = int(model.cfg.d_vocab)
     if len(row) and not 0 <= int(row.min()) <= int(row.max()) < size:
         raise ValueError(
-            f"{OPERATION}: {place} holds token ids from {int(row.min())} to {int(row.max())}; {host.model_name(model)} "
+            f"{operation}: {place} holds token ids from {int(row.min())} to {int(row.max())}; {host.model_name(model)} "
             f"has ids 0 to {size - 1}; tokenise with the model's own tokenizer (model.to_tokens)."
         )
     return row

@@ -10,6 +10,7 @@ from tl_edit.show.curves import plot_bars, plot_lines, plot_losses, plot_panels,
 from tl_edit.show.depth import plot_depth, plot_grid, plot_probabilities
 from tl_edit.show.figures import BOTH_WAYS, plot_heatmaps, plot_matrix, several_axes, shown_once
 from tl_edit.show.heatmaps import heatmaps_html
+from tl_edit.show.marked import Marked, marked_table
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
 from tl_edit.show.text import spaced, visible
@@ -17,6 +18,7 @@ from tl_edit.show.view import View, joined
 
 __all__ = [
     "BOTH_WAYS",
+    "Marked",
     "View",
     "attention_view",
     "frame",
@@ -25,6 +27,7 @@ __all__ = [
     "joined",
     "layers_view",
     "log_probs_view",
+    "marked_table",
     "page",
     "plot_bars",
     "plot_depth",

@@ -187,12 +187,16 @@ def samples_view(
         unit: What the values are.
     """
     tops = [max((_largest(each) for each in several), default=1.0) for several in values]
+    # The component scales positive and negative values apart: two tokens without width make that symmetric.
+    ends = [ZERO_WIDTH_SPACE, ZERO_WIDTH_SPACE]
     props: dict[str, Any] = {
-        "tokens": [[[list(map(for_components, text)) for text in texts] for texts in contexts]],
-        "activations": [[[_plain(each) for each in several] for several in values]],
+        "tokens": [[[[*map(for_components, text), *ends] for text in texts] for texts in contexts]],
+        "activations": [
+            [[[*_plain(each), top, -top] for each in several] for several, top in zip(values, tops, strict=True)]
+        ],
         "zerothDimensionName": "Layer",
         "firstDimensionName": "Neuron",
-        "zerothDimensionLabels": [""],
+        "zerothDimensionLabels": ["all"],
         "firstDimensionLabels": list(names),
     }
     static = "".join(

@@ -1,0 +1,75 @@
+"""Tables with coloured texts in their cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_edit.show.heatmaps import shade
+from tl_edit.show.text import cell_text
+from tl_edit.show.view import CARD
+
+CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #ddd"
+DARK = 0.6
+"""Share of full colour from which text is white."""
+TEXT = "font-size:12px;color:#222;background:#fff"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Marked:
+    """One line of a cell: coloured tokens, the last of them perhaps framed, between a label and what follows."""
+
+    tokens: Sequence[str]
+    values: Float[Tensor, " token"]
+    """NaN for no colour."""
+    top: float = 1.0
+    """The value of full colour."""
+    framed: bool = True
+    label: str = ""
+    before: str = ""
+    """What stands before the tokens, in grey."""
+    after: str = ""
+    """What stands behind them, in grey."""
+
+
+def marked_table(
+    rows: Sequence[Sequence[Sequence[str | Marked]]], *, columns: Sequence[str], heading: str, note: str
+) -> str:
+    """An HTML table whose cells are several lines each, dark on white as in a `View`.
+
+    Args:
+        rows: Of each row, of each cell, its lines.
+        columns: Names of the columns.
+        heading: Text above.
+        note: Text below: what colours mean, what was left out.
+    """
+    head = "".join(f'<th style="text-align:left;padding:2px 14px 2px 0">{escape(name)}</th>' for name in columns)
+    lines = ["".join(f'<td style="{CELL}">{_lines(cell)}</td>' for cell in cells) for cells in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return (
+        f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{escape(heading)}</div>'
+        f'<table style="border-collapse:collapse;{TEXT}"><tr>{head}</tr>{body}</table>'
+        f'<div style="margin:4px 0;opacity:.75">{escape(note)}</div></div>'
+    )
+
+
+def _lines(cell: Sequence[str | Marked]) -> str:
+    return "".join(
+        f'<div style="white-space:pre-wrap">{escape(line) if isinstance(line, str) else _marked(line)}</div>'
+        for line in cell
+    )
+
+
+def _marked(line: Marked) -> str:
+    last = len(line.tokens) - 1
+    spans = "".join(
+        f'<span title="{float(value):.4g}" style="{shade(float(value), line.top)}'
+        f"{';color:#fff' if abs(float(value)) > DARK * line.top else ''}"
+        f'{";outline:1px solid #222" if line.framed and i == last else ""}">{cell_text(token)}</span>'
+        for i, (token, value) in enumerate(zip(line.tokens, line.values, strict=True))
+    )
+    label = f'<span style="display:inline-block;min-width:52px">{escape(line.label)}</span>' if line.label else ""
+    before, after = (f'<span style="opacity:.65">{escape(text)}</span>' for text in (line.before, line.after))
+    return f"{label}{before}{spans}{after}"
