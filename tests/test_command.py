@@ -1,6 +1,7 @@
 """``python -m tl_edit`` as a person runs it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,33 @@ def test_the_whole_story_by_default(run):
         assert words in out
     before, now = (line.split()[-1] for line in out.splitlines() if "sha256" in line)
     assert before == now
+
+
+def test_the_story_as_a_page(run, tmp_path):
+    path = tmp_path / "story.html"
+    code, out, err = run("--html", str(path))
+    assert code == 0, err
+    assert str(path) in out
+    page = path.read_text("utf-8")
+    for words in (
+        "Eiffel Tower: Rome instead of Paris",
+        "restoring the block output",
+        "paraphrase success",
+        "Logit lens",
+        "AttentionHeads",
+        "TokenLogProbs",
+        "logit difference",
+        "What it answers to",
+        "bit-identical",
+    ):
+        assert words in page, words
+    assert not re.search(r"(src|href|url)\s*[=(]\s*.?https?:", page.split("</script>", 1)[1]), "nothing is fetched"
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_runs(run, tmp_path):
+    code, out, err = run("--html", str(tmp_path / "not there" / "story.html"))
+    assert (code, out) == (2, "")
+    assert "--html" in err
 
 
 def test_another_subject_by_name(run):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tl_edit.host import Model, interface, model_name
+from tl_edit.host import Model, interface, model_name, norm_after
 
 POSITIONS = "hook_pos_embed"
 """Learned positions; not there, or never seen, where positions are rotary."""
@@ -76,6 +76,11 @@ def final_norm(model: Model) -> Norm:
     return _norm(model, getattr(model, "ln_final", None), "ln_final")
 
 
+def has_final_norm(model: Model) -> bool:
+    """Whether there is a norm before the unembedding: toy models may have none."""
+    return not isinstance(getattr(model, "ln_final", None), nn.Identity | None)
+
+
 def norm_after_attention(model: Model, layer: int) -> Norm | None:
     """The norm between the heads and the residual stream (Gemma 2 and 3); None where there is none.
 
@@ -84,6 +89,16 @@ def norm_after_attention(model: Model, layer: int) -> Norm | None:
     """
     found = model.blocks[layer]._modules.get("ln1_post")
     return None if found is None else _norm(model, found, f"blocks.{layer}.ln1_post")
+
+
+def norm_after_mlp(model: Model, layer: int) -> Norm | None:
+    """The norm between the MLP and the residual stream (Gemma 2 and 3, OLMo 2); None where there is none.
+
+    Raises:
+        ValueError: If it is no norm that tl_edit knows.
+    """
+    name = norm_after(model, layer)
+    return None if name is None else _norm(model, getattr(model.blocks[layer], name), f"blocks.{layer}.{name}")
 
 
 def attention_scale_name(layer: int) -> str:

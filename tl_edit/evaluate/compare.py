@@ -97,7 +97,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         n = len(next(iter(self.evaluations.values())).scores)
-        return metrics_html(self.metrics(), f"{len(self.evaluations)} methods, {n} records")
+        return metrics_html(self.metrics(), f"{len(self.evaluations)} side by side, {n} record{'' if n == 1 else 's'}")
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:

@@ -124,8 +124,11 @@ def log_probs_view(
         ]
         static = table(rows, columns=("token", "log p", "rank", "likeliest here"))
         parts.append(Part(component="TokenLogProbs", props=props, static=static, title=name))
-    note = "Colours: probability of each token behind those before it; log-probabilities in nats; ranks from 0 above."
-    return View(parts=tuple(parts), heading=heading, note=note + _left_out(start, "tokens"))
+    note = (
+        "Colours: probability of each token behind those before it. Hover over a token for the likeliest in its place: "
+        "log-probabilities in nats, ranks from 0."
+    )
+    return View(parts=tuple(parts), heading=heading, note=note + _left_out(start, "tokens"), beside=True)
 
 
 def attention_view(

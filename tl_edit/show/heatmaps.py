@@ -62,7 +62,7 @@ def _table(
         for r, label in enumerate(rows)
     )
     return (
-        f'<div><div style="text-align:center">{escape(title)}</div>'
+        f'<div style="max-width:100%;overflow-x:auto"><div style="text-align:center">{escape(title)}</div>'
         f'<table style="border-collapse:collapse;font-size:12px">'
         f"<tr><th></th>{head}</tr>{body}</table></div>"
     )

@@ -40,16 +40,24 @@ class View:
     heading: str
     note: str = ""
     """What colours mean, and what was left out."""
+    beside: bool = False
+    """Whether parts stand beside each other where there is room."""
 
     @property
     def static(self) -> str:
         """The form without scripts, some kilobytes of HTML."""
-        return card(self.heading, "".join(_title(part) + part.static for part in self.parts), self.note)
+        return card(self.heading, self._placed([part.static for part in self.parts]), self.note)
 
     def markup(self) -> str:
         """What stands in a page that has the script of `library_script`."""
-        body = "".join(f'{_title(part)}<div data-tl-edit="{_key(part)}">{part.static}</div>' for part in self.parts)
+        body = self._placed([f'<div data-tl-edit="{_key(part)}">{part.static}</div>' for part in self.parts])
         return card(self.heading, body, self.note) + "".join(map(_drawing, self.parts))
+
+    def _placed(self, bodies: Sequence[str]) -> str:
+        each = "flex:1 1 380px;min-width:0" if self.beside else ""
+        parts = zip(self.parts, bodies, strict=True)
+        body = "".join(f'<div style="{each}">{_title(part)}{own}</div>' for part, own in parts)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:0 24px">{body}</div>' if self.beside else body
 
     def _repr_html_(self) -> str:
         return library_script() + self.markup()
