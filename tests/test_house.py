@@ -480,7 +480,7 @@ for call in {list(WRONG_TYPES)!r}:
 NO_RESULTS = {
     "configurations": {"AlphaEditConfig", "EMMETConfig", "MEMITConfig", "PMETConfig", "ROMEConfig", "ValueSearch"},
     "what is asked for": {"EditRecord", "EditRequest", "Generation", "KnownFact", "Noise"},
-    "parts": {"KeyCache", "LowRank", "Malformed", "TfIdf"},
+    "parts": {"KeyCache", "LowRank", "Malformed", "TfIdf", "View"},
     "an export": {"HuggingFaceExport"},
 }
 TABLES_ONLY = {"KnownFacts", "Records"}

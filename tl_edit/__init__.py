@@ -1,4 +1,24 @@
-"""Locate, read and edit facts in language models, beside your own TransformerLens hooks."""
+"""Locate, read and edit facts in language models, beside your own TransformerLens hooks.
+
+Locate: `causal_trace` and `trace_facts` find the states that carry a fact; `corrupt_subject`, `restore`, `shift` and
+`capture` are the hooks behind it, for studies of your own.
+
+Read: `extract_keys_values` gives the key and the value at the subject, `second_moment` the keys there are at all,
+`optimize_value` the value that would make the model say something else; `key_value_memory` shows neurons as memories.
+
+Write: `rome_edit` one fact, `memit_edit`, `emmet_edit`, `alpha_edit` and `pmet_edit` many. Each returns an `Edit`, which
+can be applied, undone bit for bit, switched on for a block or as hooks, scaled, added, saved, exported.
+
+Judge: `evaluate` one edit, `sweep` methods over records, `compare` them; `locate_vs_edit`, `dose_response`,
+`interference` and `Edit.collateral` ask further.
+
+Follow: `next_tokens`, `logit_lens`, `attention_change` and `edit_circuit` show an edit on its way through the model, and
+`edit_memory` what it answers to.
+
+See: results show themselves in a notebook, draw themselves with ``plot``, and go into one page with `save_html`.
+
+Data: `read_records`, `read_known_facts`, `read_texts`; `tl_edit.factworld` is a small model that knows real facts.
+"""
 
 from tl_edit.data import (
     EditRecord,
@@ -45,6 +65,7 @@ from tl_edit.moment import Convergence, SecondMoment, SecondMoments, read_texts,
 from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest
 from tl_edit.rome import ROMEConfig, rome_edit, rome_update
+from tl_edit.show import View, save_html
 from tl_edit.sweep import LocateVsEdit, Sweep, locate_vs_edit, no_edit, random_direction, sweep
 from tl_edit.tokens import tokenize_prompt
 from tl_edit.trace import (
@@ -101,6 +122,7 @@ __all__ = [
     "TfIdf",
     "TraceDifference",
     "ValueSearch",
+    "View",
     "alpha_edit",
     "alpha_update",
     "applied_edits",
@@ -139,6 +161,7 @@ __all__ = [
     "restore",
     "rome_edit",
     "rome_update",
+    "save_html",
     "second_moment",
     "shift",
     "sweep",

@@ -44,7 +44,7 @@ def plot_probabilities(
     # The labels of tokens leave it less room.
     axis.set_title(wrapped(title, 48), fontsize="medium", parse_math=False)
     if len(values) > 1:
-        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     return shown_once(made, axis)
 
 
