@@ -6,14 +6,14 @@ Locate: `causal_trace` and `trace_facts` find the states that carry a fact; `cor
 Read: `extract_keys_values` gives the key and the value at the subject, `second_moment` the keys there are at all,
 `optimize_value` the value that would make the model say something else; `key_value_memory` shows neurons as memories.
 
-Write: `rome_edit` one fact, `memit_edit`, `emmet_edit`, `alpha_edit` and `pmet_edit` many. Each returns an `Edit`, which
-can be applied, undone bit for bit, switched on for a block or as hooks, scaled, added, saved, exported.
+Write: `rome_edit` one fact, `memit_edit`, `emmet_edit`, `alpha_edit` and `pmet_edit` many. Each returns an `Edit`,
+which can be applied, undone bit for bit, switched on for a block or as hooks, scaled, added, saved, exported.
 
 Judge: `evaluate` one edit, `sweep` methods over records, `compare` them; `locate_vs_edit`, `dose_response`,
 `interference` and `Edit.collateral` ask further.
 
-Follow: `next_tokens`, `logit_lens`, `attention_change` and `edit_circuit` show an edit on its way through the model, and
-`edit_memory` what it answers to.
+Follow: `next_tokens`, `logit_lens`, `attention_change` and `edit_circuit` show an edit on its way through the model,
+and `edit_memory` what it answers to.
 
 See: results show themselves in a notebook, draw themselves with ``plot``, and go into one page with `save_html`.
 
