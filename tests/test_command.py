@@ -57,6 +57,14 @@ def test_the_story_as_a_page(run, tmp_path):
     assert not re.search(r"(src|href|url)\s*[=(]\s*.?https?:", page.split("</script>", 1)[1]), "nothing is fetched"
 
 
+def test_the_page_of_an_edit_that_failed_says_so(run, tmp_path):
+    path = tmp_path / "story.html"
+    with pytest.warns(UserWarning, match="no value was found"):
+        code, _, _ = run("--subject", "Miles Davis", "--target-new", "zzq xxv", "--html", str(path))
+    assert code == 1
+    assert "This edit failed: zzq xxv is still not the likelier answer" in path.read_text("utf-8")
+
+
 def test_a_page_that_cannot_be_written_is_told_before_anything_runs(run, tmp_path):
     code, out, err = run("--html", str(tmp_path / "not there" / "story.html"))
     assert (code, out) == (2, "")

@@ -221,7 +221,8 @@ def rome_edit(
             edit that is likely to ruin the model; each message says what to do.
 
     Warns:
-        UserWarning: Of such an edit, by default; it is written all the same.
+        UserWarning: Of such an edit, by default, and where the search found no value that makes the target likelier
+            than not; it is written all the same.
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
@@ -246,6 +247,13 @@ def rome_edit(
     update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
     diagnostics = _diagnostics(model, moment, update, key, read, found)
     _guard(operation, request, config, diagnostics)
+    if found.target_prob < 0.5:
+        warnings.warn(
+            f"{operation}: for {request} no value was found that makes the target likelier than not (probability "
+            f"{found.target_prob:.2g}); expected one half or more at the end of the search; raise clamp_norm_factor or "
+            "v_num_grad_steps, or choose another layer.",
+            stacklevel=2,
+        )
     edit = Edit.of(
         model,
         {at: update},

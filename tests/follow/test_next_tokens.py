@@ -226,7 +226,7 @@ def test_the_table_and_the_line_show_both_runs():
 
 def test_the_change_of_each_token_stands_at_the_token():
     (part,) = made(("a", "b", "c"), ("d", "e")).view_change().parts
-    assert part.props["values"] == [[0, 0, 0], [0.5, 0.5, 0], [0.25, 0.75, 0.5]]
+    assert part.props["values"] == [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0.25, 0.75]]
     assert part.props["positiveBounds"] == part.props["positiveBounds"][:1] * 3
 
 

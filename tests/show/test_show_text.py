@@ -18,6 +18,7 @@ from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, for_components, visib
         ("a\r\n\tb", "a␍↵⇥b"),
         ("<bos>", "<bos>"),
         ("$x$", "$x$"),
+        ("a\u202eb\u2066", "a⟨U+202E⟩b⟨U+2066⟩"),
     ],
 )
 def test_nothing_is_invisible(token, shown):

@@ -107,6 +107,15 @@ def test_tokens_are_literal(token):
     assert show.visible(token) in read.text
 
 
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "words"),
+    [(0.5, 0.1, None), (0.182, 0.180, "hardly changes this"), (1e-7, 5e-4, "raises this")],
+)
+def test_next_to_nothing_is_not_shown_as_a_finding(trace, clean, corrupted, words):
+    shown = dataclasses.replace(trace, clean=clean, corrupted=corrupted)._repr_html_()
+    assert words in shown if words else "next to nothing" not in shown
+
+
 def test_large_heatmaps_are_capped_with_a_note():
     page = show.heatmaps_html(
         [torch.rand(100, 200)],

@@ -110,6 +110,8 @@ class LogitLens(Followed):
             for at in range(len(self.places))
         ]
         what = f"log p({named[0]}) − log p({named[1]})" if odds else f"log p({named[0]})"
+        if len(named) > 2:
+            what += f" (of {', '.join(named[2:])} see .plot() and .log_prob)"
         return show.heatmaps_html(
             tables,
             titles=[f"at the {place}" for place in self.places],

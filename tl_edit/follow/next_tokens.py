@@ -67,14 +67,15 @@ class NextTokens(Followed):
             ValueError: For the model alone.
         """
         change = self.difference(self.log_prob.exp(), "NextTokens.view_change")
-        values = torch.stack([*self.log_prob.exp(), change], dim=1)
+        # What is asked for comes first, as it is shown first.
+        values = torch.stack([change, *self.log_prob.exp()], dim=1)
         # Nothing predicts the first token.
         return show.tokens_view(
             self.tokens,
             torch.cat([torch.zeros_like(values[:1]), values]),
-            ("p before", "p after", "after − before"),
+            ("after − before", "p before", "p after"),
             heading=self.heading("Probability of each token behind those before it"),
-            unit="probability",
+            unit="probability, and its difference",
         )
 
     def to_dataframe(self) -> Any:

@@ -3,11 +3,15 @@
 from html import escape
 
 ZERO_WIDTH_SPACE = "\u200b"
+_TURNING = {
+    ord(letter): f"⟨U+{ord(letter):04X}⟩" for letter in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+}
+"""What turns the text behind it round, numbers included, stands as its name."""
 
 
 def visible(token: str) -> str:
     """A token as text that shows its line breaks, and that it is there at all."""
-    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥").translate(_TURNING)
     return shown if shown.strip() else "␣" * max(1, len(shown))
 
 

@@ -53,9 +53,11 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
     yield told.trace.view_tokens()
     yield "# 3 The edit"
     yield (
-        "A change of rank one of a single matrix: at the subject's key the MLP now answers with the value that makes "
-        f"the model say {new}, and the second moment of its keys keeps it from answering so elsewhere."
+        "A change of rank one of a single matrix: at the subject's key the MLP now answers with the value that was "
+        f"found to make the model say {new}, and the second moment of its keys keeps it from answering so elsewhere."
     )
+    if not told.took:
+        yield f"This edit failed: {new} is still not the likelier answer. What follows shows what it did instead."
     yield edit
     if find_spec("matplotlib") is not None:
         yield edit.plot()
@@ -90,10 +92,12 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         yield edit_circuit(model, request.prompt, new, old, edit=edit, prepend_bos=bos)
     yield "# 9 What it answers to"
     yield (
-        f"The edit as a memory: the contexts in {len(texts):,} texts that trigger it most, and the tokens that its "
-        "value says (Geva et al. 2021). Contexts of other subjects would be what it spoils."
+        f"The edit as a memory: the contexts that trigger it most, among its own prompt and {len(texts):,} other "
+        "texts, and the tokens that its value says (Geva et al. 2021). The first should be its own subject; others are "
+        "what it may spoil, as far as their coefficients come near. The value is read by later layers; what it says to "
+        "the unembedding at once is seldom the new object."
     )
-    yield edit_memory(model, edit, texts, n_triggers=8, progress=False)
+    yield edit_memory(model, edit, [request.prompt, *texts], n_triggers=8, progress=False)
     yield "# 10 Undone"
     yield (
         f"SHA-256 of W_out before {told.weights_before}, now {told.weights_now}: "

@@ -173,11 +173,19 @@ class CausalTrace:
         """What was measured, in words."""
         return MEASURE_NAMES[self.measure].format(answer=self.answer, other=self.other_answer)
 
+    def _remark(self) -> str:
+        """What keeps a reader from seeing a finding in next to nothing, which fills the colours as well."""
+        effect, size = self.total_effect, max(abs(self.clean), abs(self.corrupted))
+        if self.measure == "kl" or effect > 0.05 * size:
+            return ""
+        what = "raises" if effect < -0.05 * size else "hardly changes"
+        return f". The noise {what} this, so there is nothing to bring back, and colours show next to nothing"
+
     def _repr_html_(self) -> str:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
             f"{self.measured()}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
-            f"({self.corruption}, {self.n_samples} samples)"
+            f"({self.corruption}, {self.n_samples} samples){self._remark()}"
         )
         return show.heatmaps_html(
             [table.T for table in self.indirect_effect],
