@@ -76,6 +76,17 @@ def test_heatmaps_share_a_scale():
     assert clims(heatmaps([torch.full((1, 2), math.nan)] * 2)) == {(0.0, 1e-9)}
 
 
+def test_infinities_have_the_colours_at_the_ends():
+    table = torch.tensor([[math.inf, -math.inf, 2.0]])
+    names = {"rows": ["r"], "columns": list("abc"), "unit": "u"}
+    matrix = show.plot_matrix(table, None, **names)
+    grid = show.plot_grid(table, None, **names, xlabel="x", ylabel="y", signed=True)
+    for axis in (heatmaps([table], low=None), matrix, grid):
+        assert drawn(axis)
+        assert clims([axis]) == {(-2.0, 2.0)}
+    assert clims([heatmaps([table])]) == {(0.0, 2.0)}
+
+
 def test_heatmaps_of_one_colour_have_one_scale_at_the_side():
     tables = [torch.rand(2, 3)] * 2
     assert len(heatmaps(tables)[0].figure.axes) == 4

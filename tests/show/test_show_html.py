@@ -53,6 +53,11 @@ def test_nan_has_no_colour_and_does_not_spoil_the_scale():
     assert shade(5.0, 1.0).endswith(",1.000)")
 
 
+def test_infinities_have_full_colour_and_do_not_spoil_the_scale():
+    found = colours(heatmap(torch.tensor([[math.inf, -math.inf, 1.0, 0.5]])))
+    assert [strength for _, strength in found] == ["1.000", "1.000", "1.000", "0.500"]
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_empty_tables_are_shown(shape):
     assert Document(heatmap(torch.zeros(shape))).titles == []

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_edit.show.curves import PALETTE
 from tl_edit.show.figures import BOTH_WAYS, GREY, one_axes, shown_once, wrapped
+from tl_edit.show.scale import largest
 from tl_edit.show.text import spaced
 
 
@@ -117,7 +118,7 @@ def plot_grid(
         ImportError: If matplotlib is not installed.
     """
     made, axis = one_axes(ax, (min(12.0, 0.32 * len(columns) + 2.6), min(8.0, max(2.4, 0.28 * len(rows) + 1.5))))
-    top = float(values.abs().max()) or 1.0
+    top = largest([values]) or 1.0
     mesh = axis.pcolormesh(values.numpy(), cmap=BOTH_WAYS if signed else "Blues", vmin=-top if signed else 0, vmax=top)
     for place, labels in ((axis.xaxis, columns), (axis.yaxis, rows)):
         # From the end, where layers' MLPs stand.

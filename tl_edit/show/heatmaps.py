@@ -6,6 +6,7 @@ from html import escape
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_edit.show.scale import largest
 from tl_edit.show.text import visible
 
 MAX_CELLS = 6_000
@@ -36,7 +37,7 @@ def heatmaps_html(
         unit: What the values are; empty where something else says it, and the scale.
         per_line: Tables that stand side by side, in columns; None for as many as there is room for.
     """
-    top = max((float(table.nan_to_num(0.0).abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
+    top = largest(tables) or 1.0
     step = -(-len(rows) * len(columns) // MAX_CELLS)
     cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
     layout = "display:flex;flex-wrap:wrap"
