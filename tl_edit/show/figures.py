@@ -139,6 +139,7 @@ def several_axes(
     made: Any = None
     if ax is None:
         made, ax = pyplot.subplots(lines, n // lines, figsize=size, layout="constrained", squeeze=False, **shared)
+        shown_once(made)
     given: Any = ax.flat if hasattr(ax, "flat") else ax
     axes: list[Any] = [given] if hasattr(given, "pcolormesh") else list(given)
     if len(axes) != n:
@@ -153,11 +154,18 @@ def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
         ImportError: If matplotlib is not installed.
     """
     pyplot = extra("matplotlib.pyplot", "plot")
-    return (None, ax) if ax is not None else pyplot.subplots(figsize=size, layout="constrained")
+    if ax is not None:
+        return None, ax
+    made, ax = pyplot.subplots(figsize=size, layout="constrained")
+    shown_once(made)
+    return made, ax
 
 
 def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes, their new figure closed: otherwise a notebook shows it a second time."""
+    """The axes, their new figure closed: otherwise a notebook shows it a second time.
+
+    It is closed before it is drawn on, too, so that none is left where drawing fails.
+    """
     if figure is not None:
         extra("matplotlib.pyplot", "plot").close(figure)
     return ax

@@ -62,10 +62,15 @@ def _lines(cell: Sequence[str | Marked]) -> str:
     )
 
 
+def _value(value: float) -> str:
+    """Seen by hovering, where there is one."""
+    return "" if value != value else f' title="{value:.4g}"'
+
+
 def _marked(line: Marked) -> str:
     last = len(line.tokens) - 1
     spans = "".join(
-        f'<span title="{float(value):.4g}" style="{shade(float(value), line.top)}'
+        f'<span{_value(float(value))} style="{shade(float(value), line.top)}'
         f"{';color:#fff' if abs(float(value)) > DARK * line.top else ''}"
         f'{";outline:1px solid #222" if line.framed and i == last else ""}">{cell_text(token)}</span>'
         for i, (token, value) in enumerate(zip(line.tokens, line.values, strict=True))

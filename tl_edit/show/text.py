@@ -1,13 +1,20 @@
 """Tokens as people see them: nothing is invisible, and nothing is taken for markup."""
 
+import re
 from html import escape
 
 ZERO_WIDTH_SPACE = "\u200b"
 
 
+HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""Characters without a shape: they turn round the text behind them, end a line, or are none (halves of a character).
+Those that join others, as in emoji, are left alone."""
+
+
 def visible(token: str) -> str:
-    """A token as text that shows its line breaks, and that it is there at all."""
+    """A token as text that shows its line breaks and what else is hidden, and that it is there at all."""
     shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+    shown = HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", shown)
     return shown if shown.strip() else "␣" * max(1, len(shown))
 
 
