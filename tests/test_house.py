@@ -193,6 +193,8 @@ WRONG_TYPES = {
     "SecondMoment.from_npz('missing.npz', 17)": "cannot be read",
     "SecondMoment.load('missing')": "cannot be read",
     "SecondMoments.load('missing')": "holds no files",
+    "save_html(5, 'text')": "path is 5 of type int",
+    "save_html('x.html', 'text', title=None)": "title is None",
     "read_texts(['a', 'b'])": "type list",
     "read_texts('missing.txt')": "no file or folder",
     "read_texts('missing.txt', n_texts='9')": "n_texts is '9'",

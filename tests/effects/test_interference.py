@@ -1,6 +1,7 @@
 """Edits on each other, against the obvious way: weights with both applied, and `evaluate`."""
 
 import contextlib
+import io
 import itertools
 import re
 from dataclasses import replace
@@ -276,7 +277,7 @@ def test_points_are_the_pairs_and_the_figure_is_closed():
     points = ax.collections[0].get_offsets().tolist()
     assert len(points) == 6
     assert [float(found.overlap[1, 0]), float(found.loss[1, 0])] in points
-    ax.figure.canvas.draw()
+    ax.figure.savefig(io.BytesIO())
     figure, own = pyplot.subplots()
     assert found.plot(own) is own
     pyplot.close(figure)

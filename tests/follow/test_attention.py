@@ -1,5 +1,7 @@
 """Attention patterns, against an ordinary cache and plain transformers."""
 
+import io
+
 import pytest
 import tiny_models
 import torch
@@ -151,7 +153,7 @@ def test_the_table_says_where():
 def test_the_plot_is_layer_by_head():
     pytest.importorskip("matplotlib")
     axis = made([[BEFORE], [AFTER]]).plot()
-    axis.figure.canvas.draw()
+    axis.figure.savefig(io.BytesIO())
     assert axis.collections[0].get_array().flatten().tolist() == pytest.approx([0.1, 0.8, 0.4])
     # To earlier tokens, the first aside.
     alone = made([[BEFORE]], runs=("model",)).plot()

@@ -1,5 +1,6 @@
 """matplotlib's figures: what is drawn, and that labels are drawn as they are."""
 
+import io
 import math
 import warnings
 
@@ -22,7 +23,8 @@ def drawn(axes):
     axis = axes[0] if isinstance(axes, list) else axes
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        axis.figure.canvas.draw()
+        # The canvas of a figure that is closed draws nothing.
+        axis.figure.savefig(io.BytesIO())
     return [text.get_text() for text in axis.figure.findobj(lambda each: hasattr(each, "get_text"))]
 
 
@@ -47,6 +49,9 @@ def each_figure(token):
     yield show.plot_bars({token: values, "b": values}, None, groups=[token] * 3, ylabel=token, title=token)
     yield show.plot_bars({token: values}, None, groups=[token] * 3, ylabel=token, title=token, flat=True)
     yield show.plot_points(X, values, None, **said, shade=X, shade_label=token)
+    yield show.plot_depth(["0", "1", "2"], {token: values}, None, per_colour=1, **said)
+    yield show.plot_probabilities([token] * 3, {token: -values.abs(), "b": -values.abs()}, None, xlabel=token)
+    yield show.plot_grid(table, None, rows=[token] * 3, columns=[token, "1", "2"], unit=token, **said)
 
 
 @pytest.mark.parametrize("token", TOKENS)
@@ -74,6 +79,17 @@ def test_heatmaps_share_a_scale():
     assert clims(heatmaps(tables)) == {(0.0, 0.5)}
     assert clims(heatmaps(tables, low=None)) == {(-3.0, 3.0)}
     assert clims(heatmaps([torch.full((1, 2), math.nan)] * 2)) == {(0.0, 1e-9)}
+
+
+def test_infinities_have_the_colours_at_the_ends():
+    table = torch.tensor([[math.inf, -math.inf, 2.0]])
+    names = {"rows": ["r"], "columns": list("abc"), "unit": "u"}
+    matrix = show.plot_matrix(table, None, **names)
+    grid = show.plot_grid(table, None, **names, xlabel="x", ylabel="y", signed=True)
+    for axis in (heatmaps([table], low=None), matrix, grid):
+        assert drawn(axis)
+        assert clims([axis]) == {(-2.0, 2.0)}
+    assert clims([heatmaps([table])]) == {(0.0, 2.0)}
 
 
 def test_heatmaps_of_one_colour_have_one_scale_at_the_side():
@@ -175,6 +191,27 @@ def test_a_matrix_has_its_numbers_where_there_is_room():
     assert clims([axis]) == {(-1.0, 1.0)}
     wide = show.plot_matrix(torch.rand(40, 40), None, rows=["r"] * 40, columns=["c"] * 40, unit="u")
     assert not wide.texts
+
+
+def test_where_drawing_fails_no_figure_is_left():
+    line, table, names = {"a": X}, torch.rand(1, 2), {"xlabel": "x", "ylabel": "y"}
+    for draw in (
+        lambda: show.plot_lines(X, line, None, **names, yscale="none"),
+        lambda: show.plot_depth(["0", "1", "2"], line, None, per_colour=0, **names),
+        lambda: show.plot_panels(X, {"a": line}, None, xlabels=["x", "y"], ylabel="y"),
+        lambda: heatmaps([table], titles=["t", "u"]),
+    ):
+        with pytest.raises((ValueError, IndexError, ZeroDivisionError)):
+            draw()
+        assert not pyplot.get_fignums()
+
+
+def test_of_many_tokens_the_first_are_drawn_and_the_others_told_of():
+    names = [f"t{i}" for i in range(MOST_LABELS + 1200)]
+    axis = show.plot_probabilities(names, {"a": -torch.rand(len(names))}, None, xlabel="p")
+    assert [label.get_text() for label in axis.get_yticklabels()] == names[:MOST_LABELS]
+    assert axis.get_xlabel() == "p\n(1,200 more tokens are left out)"
+    assert axis.figure.get_figheight() < 20
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -8,7 +8,7 @@ import torch
 from hostile import TOKENS, Document
 
 from tl_edit import show
-from tl_edit.show.heatmaps import MAX_CELLS, shade
+from tl_edit.show.heatmaps import MAX_CELLS, MAX_ROWS, shade
 
 
 def heatmap(table, **given):
@@ -53,6 +53,11 @@ def test_nan_has_no_colour_and_does_not_spoil_the_scale():
     assert shade(5.0, 1.0).endswith(",1.000)")
 
 
+def test_infinities_have_full_colour_and_do_not_spoil_the_scale():
+    found = colours(heatmap(torch.tensor([[math.inf, -math.inf, 1.0, 0.5]])))
+    assert [strength for _, strength in found] == ["1.000", "1.000", "1.000", "0.500"]
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
 def test_empty_tables_are_shown(shape):
     assert Document(heatmap(torch.zeros(shape))).titles == []
@@ -67,8 +72,19 @@ def test_no_tables_are_shown():
 def test_large_tables_are_capped_with_a_note():
     page = heatmap(torch.rand(100, 3 * MAX_CELLS // 100))
     assert len(Document(page).titles) == MAX_CELLS
-    assert "Every 3th column is shown." in page
-    assert "column is shown" not in heatmap(torch.rand(100, MAX_CELLS // 100))
+    assert "One column in 3 is shown." in page
+    assert "is shown" not in heatmap(torch.rand(100, MAX_CELLS // 100))
+
+
+def test_of_many_rows_some_are_left_out_before_columns_are():
+    table = torch.arange(10 * MAX_ROWS).double()[:, None].expand(-1, 12)
+    page = heatmap(table)
+    assert "One row in 10 is shown." in page
+    assert "column" not in page
+    titles = Document(page).titles
+    assert len(titles) == 12 * MAX_ROWS
+    assert titles[12] == "r10, 0: 10.0000"
+    assert len(Document(heatmap(torch.zeros(5 * MAX_ROWS, 400))).titles) <= MAX_CELLS
 
 
 def test_the_same_bytes_twice():

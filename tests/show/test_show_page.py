@@ -112,3 +112,37 @@ def test_a_browser_shows_every_view_and_runs_nothing_of_the_data(tmp_path):
     assert all(read.text.count(show.visible(token)) >= 2 for token in INLINE)
     assert not {"bos", "s", "b"} & set(read.tags)
     assert "img" not in read.tags
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "ünïcode 🙂.html"
+    path.write_text("old", "utf-8")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.replace", full)
+        with pytest.raises(ValueError, match="cannot be written .*No space left on device"):
+            show.save_html(path, "new")
+    assert path.read_text("utf-8") == "old"
+    for wrong in (tmp_path, tmp_path / "a\0b.html", tmp_path / ("n" * 300)):
+        with pytest.raises(ValueError, match=r"save_html: .* cannot be written .*; expected a file in a folder"):
+            show.save_html(wrong, "text")
+    assert list(tmp_path.iterdir()) == [path]
+    show.save_html(path, "new")
+    assert "new" in path.read_text("utf-8")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_halves_of_characters_and_zeros_are_written_as_what_no_character_is(tmp_path):
+    path = tmp_path / "page.html"
+    show.save_html(path, "a\ud800b\0c", show.tokens_view(["\ud800"], torch.ones(1, 1), ["\0"], heading="\0", unit="u"))
+    found = path.read_text("utf-8")
+    assert "a\ufffdb\ufffdc" in found
+    assert "\0" not in found
+
+
+def test_a_class_is_no_result(tmp_path):
+    with pytest.raises(ValueError, match="something of type type; expected results"):
+        show.save_html(tmp_path / "page.html", Shown)

@@ -18,7 +18,13 @@ from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, for_components, visib
         ("a\r\n\tb", "a␍↵⇥b"),
         ("<bos>", "<bos>"),
         ("$x$", "$x$"),
-        ("a\u202eb\u2066", "a⟨U+202E⟩b⟨U+2066⟩"),
+        ("\0a\x1b[31m", "\\u0000a\\u001b[31m"),
+        ("\u202eabc\u2069", "\\u202eabc\\u2069"),
+        ("\u200b", "\\u200b"),
+        ("a\u2028b\x85", "a\\u2028b\\u0085"),
+        ("\ud800", "\\ud800"),
+        ("👨\u200d👩", "👨\u200d👩"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
     ],
 )
 def test_nothing_is_invisible(token, shown):

@@ -9,7 +9,7 @@ import torch
 from hostile import TOKENS, Document
 
 from tl_edit import show
-from tl_edit.show.components import MAX_HEADS, MAX_TOKENS
+from tl_edit.show.components import MAX_HEADS, MAX_LIKELIEST, MAX_TOKENS
 from tl_edit.show.text import ZERO_WIDTH_SPACE, for_components
 
 
@@ -112,7 +112,7 @@ def test_scales_are_symmetric_and_shared():
     assert props["positiveBounds"] == [2.001, 2.001]
     assert props["negativeBounds"] == [-2.001, -2.001]
     assert props["values"] == [[0.5, -2.0], [0.0, 0.1]]
-    assert view.note == "nats; colours from -2 (red) to 2 (blue)."
+    assert view.note == "nats; colours from -2 (red or orange) to 2 (blue or violet)."
     heads = attention_view(["a", "b"], values=torch.tensor([[[-3.0, 0.0], [1.0, 1.0]]])).parts[0].props
     assert (heads["minValue"], heads["maxValue"]) == (-heads["maxValue"], 3.002)
 
@@ -132,7 +132,7 @@ def test_layers_have_one_scale_by_two_tokens_without_width():
 def test_nothing_but_zeros_and_nan_has_a_scale(make):
     shape = {tokens_view: (2, 2), layers_view: (2, 2, 3), attention_view: (1, 2, 2)}[make]
     for value in (0.0, math.nan):
-        assert "from -1 (red) to 1 (blue)" in make(["a", "b"], values=torch.full(shape, value)).note
+        assert "from -1 (red" in make(["a", "b"], values=torch.full(shape, value)).note
 
 
 def test_large_inputs_are_capped_with_a_note():
@@ -164,3 +164,45 @@ def test_views_of_one_content_are_told_from_others():
     both = show.joined([tokens_view(["a"]), tokens_view(["b"])], "both", "note")
     assert keys(both) == first + second
     assert "note" in both.static
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_infinities_are_at_the_ends_of_the_scale_and_do_not_set_it(dtype):
+    values = torch.tensor([[1.0, -math.inf], [math.nan, math.inf]], dtype=dtype)
+    tokens = show.tokens_view(["a", "b"], values, ["x", "y"], heading="h", unit="u")
+    assert tokens.parts[0].props["values"] == [[1.0, -1.0], [0.0, 1.0]]
+    heads = attention_view(["a", "b"], values=values[None])
+    for view in (tokens, heads):
+        assert "from -1 (red" in view.note
+        assert "Infinity" not in view.markup()
+    own = torch.tensor([-math.inf], dtype=dtype)
+    said = show.log_probs_view(
+        ["a", "b"], {"n": [["b"]]}, {"n": own[None]}, {"n": torch.tensor([7])}, {"n": own}, heading="h"
+    )
+    assert said.parts[0].props["correctTokenLogProb"] == [-1e4]
+    assert "-inf" in said.static
+
+
+def test_ranks_are_from_zero_with_and_without_scripts():
+    view = show.log_probs_view(
+        ["a", "b"], {"n": [["b"]]}, {"n": -random(1, 1).abs()}, {"n": torch.tensor([7])}, {"n": random(1)}, heading="h"
+    )
+    assert view.parts[0].props["correctTokenRank"] == [7]
+    assert "<td" in view.static
+    assert ">7</td>" in view.static
+    assert "rank from 0" in view.static
+    assert "ranks from 0" in view.note
+
+
+def test_few_of_many_likely_tokens_are_listed():
+    k = MAX_LIKELIEST + 5
+    view = show.log_probs_view(
+        ["a", "b"],
+        {"n": [["b"] * k]},
+        {"n": -random(1, k).abs()},
+        {"n": torch.tensor([7])},
+        {"n": random(1)},
+        heading="h",
+    )
+    props = view.parts[0].props
+    assert [len(each) for each in (props["topKTokens"][0], props["topKLogProbs"][0])] == [MAX_LIKELIEST] * 2

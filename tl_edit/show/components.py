@@ -1,20 +1,27 @@
 """Labelled arrays as components of circuitsvis, each with a static form; colours are symmetric and shared."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit.show.heatmaps import BLUE, RED, heatmaps_html, shade
+from tl_edit.show.scale import largest
 from tl_edit.show.tables import table
 from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, for_components, visible
 from tl_edit.show.view import Part, View
 
 MAX_TOKENS = 120
 """Tokens that a view shows; the last ones, since prompts end with what matters."""
+_OWN = ("red or orange", "blue or violet")
+"""In static forms, or where circuitsvis takes no other colours than its own."""
 MAX_HEADS = 12
 """Heads that a view shows."""
+MAX_LIKELIEST = 20
+"""Tokens that a view lists in each place."""
+NEVER = 1e4
+"""What stands for an infinite log-probability, in nats."""
 
 
 def tokens_view(
@@ -31,7 +38,7 @@ def tokens_view(
     top = _largest(shown)
     props: dict[str, Any] = {
         "tokens": list(map(for_components, kept)),
-        "values": _plain(shown),
+        "values": _plain(shown, top),
         "labels": list(columns),
         "positiveBounds": [top] * len(columns),
         "negativeBounds": [-top] * len(columns),
@@ -40,7 +47,7 @@ def tokens_view(
         f'<div style="margin:2px 0">{_static(name)}{_spans(kept, shown[:, i], top)}</div>'
         for i, name in enumerate(columns)
     )
-    note = _scale(unit, top) + _left_out(start, "tokens")
+    note = _scale(unit, top, _OWN) + _left_out(start, "tokens")
     return View(parts=(Part(component="ColoredTokensMulti", props=props, static=static),), heading=heading, note=note)
 
 
@@ -63,7 +70,7 @@ def layers_view(
     names = [f"{kind:>{width}} │ " for kind in kinds]
     rows = [[for_components(name), *map(for_components, kept), ZERO_WIDTH_SPACE, ZERO_WIDTH_SPACE] for name in names]
     zero, ends = [[0.0]] * len(layers), [[[top]] * len(layers), [[-top]] * len(layers)]
-    activations = [[zero, *([[value] for value in token] for token in _plain(kind)), *ends] for kind in shown]
+    activations = [[zero, *([[value] for value in token] for token in _plain(kind, top)), *ends] for kind in shown]
     props: dict[str, Any] = {
         "tokens": rows,
         "activations": activations,
@@ -75,7 +82,7 @@ def layers_view(
     static = heatmaps_html(
         list(shown), titles=kinds, rows=kept, columns=layers, heading="", unit="", per_line=len(kinds)
     )
-    note = _scale(unit, top) + _left_out(start, "tokens")
+    note = _scale(unit, top, _OWN) + _left_out(start, "tokens")
     return View(
         parts=(Part(component="TextNeuronActivations", props=props, static=static),), heading=heading, note=note
     )
@@ -105,16 +112,16 @@ def log_probs_view(
     for name in likeliest:
         props: dict[str, Any] = {
             "prompt": list(map(for_components, tokens[start:])),
-            "topKLogProbs": _plain(log_probs[name][start:]),
-            "topKTokens": [list(map(for_components, several)) for several in likeliest[name][start:]],
+            "topKLogProbs": _plain(log_probs[name][start:, :MAX_LIKELIEST], NEVER),
+            "topKTokens": [list(map(for_components, several[:MAX_LIKELIEST])) for several in likeliest[name][start:]],
             "correctTokenRank": ranks[name][start:].tolist(),
-            "correctTokenLogProb": _plain(own[name][start:]),
+            "correctTokenLogProb": _plain(own[name][start:], NEVER),
         }
         rows = [
             (
                 visible(tokens[i + 1]),
                 f"{float(own[name][i]):.2f}",
-                str(int(ranks[name][i]) + 1),
+                str(int(ranks[name][i])),
                 "  ".join(
                     f"{visible(said)} {float(value):.2f}"
                     for said, value in zip(likeliest[name][i][:3], log_probs[name][i][:3], strict=True)
@@ -122,7 +129,7 @@ def log_probs_view(
             )
             for i in range(start, len(tokens) - 1)
         ]
-        static = table(rows, columns=("token", "log p", "rank", "likeliest here"))
+        static = table(rows, columns=("token", "log p", "rank from 0", "likeliest here"))
         parts.append(Part(component="TokenLogProbs", props=props, static=static, title=name))
     note = (
         "Colours: probability of each token behind those before it. Hover over a token for the likeliest in its place: "
@@ -158,7 +165,7 @@ def attention_view(
     top = _largest(shown)
     red, blue = (f"rgb{colour}" for colour in (RED, BLUE))
     props: dict[str, Any] = {
-        "attention": _plain(shown),
+        "attention": _plain(shown, top),
         "tokens": list(map(for_components, kept)),
         "attentionHeadNames": labels,
         "maxValue": top,
@@ -195,7 +202,7 @@ def samples_view(
     props: dict[str, Any] = {
         "tokens": [[[[*map(for_components, text), *ends] for text in texts] for texts in contexts]],
         "activations": [
-            [[[*_plain(each), top, -top] for each in several] for several, top in zip(values, tops, strict=True)]
+            [[[*_plain(each, top), top, -top] for each in several] for several, top in zip(values, tops, strict=True)]
         ],
         "zerothDimensionName": "Layer",
         "firstDimensionName": "Neuron",
@@ -217,23 +224,26 @@ def samples_view(
 
 def _largest(values: Tensor) -> float:
     """The largest size of a value, rounded up so that none is beyond the scale; 1 where there is none."""
-    largest = float(values.nan_to_num(0.0).abs().max()) if values.numel() else 0.0
-    return float(f"{1.0005 * largest:.4g}") or 1.0
+    return float(f"{1.0005 * largest([values]):.4g}") or 1.0
 
 
-def _plain(values: Tensor) -> list[Any]:
-    """As nested lists of four digits, since components print what they get; what is no number is zero."""
+def _plain(values: Tensor, end: float) -> list[Any]:
+    """As nested lists of four digits, since components print what they get; what is no number is zero.
+
+    JSON has no infinity: it is ``end``.
+    """
     if values.ndim > 1:
-        return [_plain(each) for each in values]
-    return [float(f"{float(value):.4g}") for value in values.double().nan_to_num(0.0)]
+        return [_plain(each, end) for each in values]
+    shown = cast(list[float], values.double().nan_to_num(0.0, end, -end).tolist())
+    return [float(f"{value:.4g}") for value in shown]
 
 
 def _numbered(tokens: Sequence[str]) -> list[str]:
     return [str(i) for i in range(len(tokens))]
 
 
-def _scale(unit: str, top: float) -> str:
-    return f"{unit}; colours from -{top:.3g} (red) to {top:.3g} (blue)."
+def _scale(unit: str, top: float, colours: tuple[str, str] = ("red", "blue")) -> str:
+    return f"{unit}; colours from -{top:.3g} ({colours[0]}) to {top:.3g} ({colours[1]})."
 
 
 def _left_out(n: int, what: str, which: str = "first") -> str:

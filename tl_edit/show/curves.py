@@ -61,13 +61,13 @@ def plot_lines(
     made, axis = one_axes(ax, (5.5, 3.6))
     drawn = _draw_lines(axis, x, lines, bands or {})
     for i, (name, level) in enumerate((levels or {}).items()):
-        drawn.append(axis.axhline(level, color=GREY, linestyle=("--", ":", "-.")[i % 3], label=_name(name)))
+        drawn.append(axis.axhline(level, color=GREY, linestyle=("--", ":", "-.")[i % 3], label=in_legend(name)))
     if right:
         other = axis.twinx()
         order = x.argsort()
         for i, (name, values) in enumerate(right.items()):
             look = {"color": GREY, "linestyle": ("--", ":", "-.")[i % 3], "marker": "s", "markersize": 4}
-            drawn += other.plot(x[order].numpy(), values[order].numpy(), label=_name(name), **look)
+            drawn += other.plot(x[order].numpy(), values[order].numpy(), label=in_legend(name), **look)
         other.set_ylabel(wrapped(right_label, 35), parse_math=False)
     axis.set_yscale(yscale)
     if whole:
@@ -175,7 +175,7 @@ def plot_bars(
         places = [group + width * (i + 0.5) - 0.4 for group in range(len(groups))]
         look = {"color": PALETTE[i % 6], "hatch": HATCHES[(i + i // 6) % 6], "edgecolor": paper, "linewidth": 0}
         sizes = {"height": 0.92 * width} if flat else {"width": 0.92 * width}
-        drawn.append((axis.barh if flat else axis.bar)(places, values.numpy(), label=_name(name), **sizes, **look))
+        drawn.append((axis.barh if flat else axis.bar)(places, values.numpy(), label=in_legend(name), **sizes, **look))
         ends = (intervals or {}).get(name, (values, values))
         if intervals and name in intervals:
             _add_whiskers(axis, places, values, ends, flat, ink)
@@ -239,7 +239,7 @@ def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mappin
             "markevery": -(-len(x) // MOST_MARKERS),
             "alpha": 0.85,
         }
-        drawn += axis.plot(at, values[order].numpy(), label=_name(name), **look)
+        drawn += axis.plot(at, values[order].numpy(), label=in_legend(name), **look)
         if name in bands:
             low, high = (end[order].numpy() for end in bands[name])
             axis.fill_between(at, low, high, color=PALETTE[i % 6], alpha=0.2, linewidth=0)
@@ -280,9 +280,15 @@ def _whole_ticks(axis: Any) -> None:
     axis.xaxis.set_major_locator(extra("matplotlib.pyplot", "plot").MaxNLocator(integer=True))
 
 
-def _name(name: str) -> str:
+def in_legend(name: str) -> str:
     """In a legend, which leaves out what begins with an underscore."""
     return f" {name}" if name.startswith("_") else name
+
+
+def in_words(legend: Any) -> None:
+    """Nothing in a legend is mathematics."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
@@ -297,5 +303,4 @@ def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
         legend = axis.legend(handles=drawn, ncols=columns, frameon=False, **look)
     else:
         legend = figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    in_words(legend)

@@ -7,8 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit.show.curves import PALETTE
-from tl_edit.show.figures import BOTH_WAYS, GREY, one_axes, shown_once, wrapped
+from tl_edit.show.curves import PALETTE, in_legend, in_words
+from tl_edit.show.figures import BOTH_WAYS, GREY, MOST_LABELS, one_axes, shown_once, wrapped
+from tl_edit.show.scale import largest
 from tl_edit.show.text import spaced
 
 
@@ -27,6 +28,8 @@ def plot_probabilities(
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    left_out = max(0, len(labels) - MOST_LABELS)
+    labels, log_probs = labels[:MOST_LABELS], {name: each[:MOST_LABELS] for name, each in log_probs.items()}
     made, axis = one_axes(ax, (5.5, 0.26 * len(labels) + 1.5))
     rows = range(len(labels))
     # An axis of its own kind ends where float64 does.
@@ -35,16 +38,16 @@ def plot_probabilities(
         axis.hlines(rows, first, second, color=GREY, zorder=1)
     for i, (name, each) in enumerate(zip(log_probs, values, strict=True)):
         look = {"facecolor": PALETTE[0] if i + 1 == len(values) else "white", "edgecolor": PALETTE[0]}
-        axis.scatter(each, rows, label=name, zorder=2, **look)
+        axis.scatter(each, rows, label=in_legend(name), zorder=2, **look)
     axis.set_xscale("log")
     axis.invert_yaxis()
     axis.set_yticks(rows)
     axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
-    axis.set_xlabel(xlabel)
+    axis.set_xlabel(f"{xlabel}\n({left_out:,} more tokens are left out)" if left_out else xlabel, parse_math=False)
     # The labels of tokens leave it less room.
     axis.set_title(wrapped(title, 48), fontsize="medium", parse_math=False)
     if len(values) > 1:
-        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        in_words(axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2))
     return shown_once(made, axis)
 
 
@@ -73,18 +76,20 @@ def plot_depth(
         ImportError: If matplotlib is not installed.
     """
     made, axis = one_axes(ax, (max(5.5, min(12.0, 0.25 * len(points) + 2.0)), 3.6))
+    drawn: list[Any] = []
     for i, (name, values) in enumerate(lines.items()):
         colour, run = divmod(i, per_colour)
         first = run == 0 and per_colour > 1
         look = {"linestyle": "--" if first else "-", "marker": "os^vD"[colour % 5], "markersize": 4}
         look |= {"color": PALETTE[colour % len(PALETTE)], "markerfacecolor": "none" if first else None}
-        axis.plot(range(len(points)), values.numpy(), label=name.replace("$", r"\$"), **look)
+        drawn += axis.plot(range(len(points)), values.numpy(), label=in_legend(name), **look)
     step = max(1, len(points) // 16)
     axis.set_xticks(range(0, len(points), step))
-    axis.set_xticklabels(points[::step])
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_xticklabels(points[::step], parse_math=False)
+    axis.set_xlabel(xlabel, parse_math=False)
+    axis.set_ylabel(ylabel, parse_math=False)
     axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+    in_words(axis.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False))
     return shown_once(made, axis)
 
 
@@ -117,13 +122,14 @@ def plot_grid(
         ImportError: If matplotlib is not installed.
     """
     made, axis = one_axes(ax, (min(12.0, 0.32 * len(columns) + 2.6), min(8.0, max(2.4, 0.28 * len(rows) + 1.5))))
-    top = float(values.abs().max()) or 1.0
+    top = largest([values]) or 1.0
     mesh = axis.pcolormesh(values.numpy(), cmap=BOTH_WAYS if signed else "Blues", vmin=-top if signed else 0, vmax=top)
     for place, labels in ((axis.xaxis, columns), (axis.yaxis, rows)):
         # From the end, where layers' MLPs stand.
         shown = sorted(range(len(labels) - 1, -1, -max(1, len(labels) // 24)))
-        place.set_ticks([i + 0.5 for i in shown], [labels[i] for i in shown])
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+        place.set_ticks([i + 0.5 for i in shown], [labels[i] for i in shown], parse_math=False)
+    axis.set_xlabel(xlabel, parse_math=False)
+    axis.set_ylabel(ylabel, parse_math=False)
     axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
     axis.figure.colorbar(mesh, ax=axis, label="").set_label(unit, parse_math=False)
     return shown_once(made, axis)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
+from tl_edit.show.scale import largest
 from tl_edit.show.text import visible
 
 BOTH_WAYS = "RdBu"
@@ -62,9 +63,9 @@ def plot_heatmaps(
     height = 0.6 + 0.22 * min(len(rows), MOST_LABELS)
     size = (2.7 * across + 0.09 * min(widest, 40) + 0.8, (height + 0.6) * lines + 0.3 * bool(heading))
     made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=", or choose with kind=")
-    largest = [float(table.nan_to_num(0.0).abs().max()) for table in tables if table.numel()]
-    tops = [float(table.nan_to_num(-float("inf")).max()) for table in tables if table.numel()]
-    bounds = (-max([1e-9, *largest]), max([1e-9, *largest])) if low is None else (low, max([low + 1e-9, *tops]))
+    top = max(1e-9, largest(tables))
+    tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
+    bounds = (-top, top) if low is None else (low, max([low + 1e-9, *tops]))
     shared = len(set(colours)) == 1
     mesh: Any = None
     for i, (axis, table, title, colour) in enumerate(zip(axes, tables, titles, colours, strict=True)):
@@ -106,7 +107,7 @@ def plot_matrix(
     """
     size = tuple(min(12.0, 2.6 + 0.42 * n) for n in (len(columns), len(rows)))
     made, axis = one_axes(ax, (size[0] + 1.2, size[1]))
-    top = max(1e-9, float(table.nan_to_num(0.0).abs().max())) if table.numel() else 1.0
+    top = max(1e-9, largest([table]))
     mesh = axis.pcolormesh(table.numpy(), cmap=BOTH_WAYS, vmin=-top, vmax=top)
     axis.invert_yaxis()
     _label_rows(axis, rows)
@@ -138,6 +139,7 @@ def several_axes(
     made: Any = None
     if ax is None:
         made, ax = pyplot.subplots(lines, n // lines, figsize=size, layout="constrained", squeeze=False, **shared)
+        shown_once(made)
     given: Any = ax.flat if hasattr(ax, "flat") else ax
     axes: list[Any] = [given] if hasattr(given, "pcolormesh") else list(given)
     if len(axes) != n:
@@ -152,11 +154,18 @@ def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
         ImportError: If matplotlib is not installed.
     """
     pyplot = extra("matplotlib.pyplot", "plot")
-    return (None, ax) if ax is not None else pyplot.subplots(figsize=size, layout="constrained")
+    if ax is not None:
+        return None, ax
+    made, ax = pyplot.subplots(figsize=size, layout="constrained")
+    shown_once(made)
+    return made, ax
 
 
 def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes, their new figure closed: otherwise a notebook shows it a second time."""
+    """The axes, their new figure closed: otherwise a notebook shows it a second time.
+
+    It is closed before it is drawn on, too, so that none is left where drawing fails.
+    """
     if figure is not None:
         extra("matplotlib.pyplot", "plot").close(figure)
     return ax

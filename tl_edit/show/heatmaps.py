@@ -1,15 +1,18 @@
 """Heatmaps as HTML tables: inline styles only, no script; hovering shows the value."""
 
 from collections.abc import Sequence
-from html import escape
+from typing import cast
 
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit.show.text import visible
+from tl_edit.show.scale import largest
+from tl_edit.show.text import literal, visible
 
 MAX_CELLS = 6_000
-"""Cells that one HTML heatmap shows; larger ones show every second, third, ... column."""
+"""Cells that one HTML heatmap shows; of larger ones some columns are left out."""
+MAX_ROWS = 500
+"""Rows that it shows; of more some are left out, evenly."""
 
 BLUE, RED = (33, 102, 172), (178, 24, 43)
 """Of positive and negative values; told apart by colour-blind readers, too."""
@@ -36,33 +39,37 @@ def heatmaps_html(
         unit: What the values are; empty where something else says it, and the scale.
         per_line: Tables that stand side by side, in columns; None for as many as there is room for.
     """
-    top = max((float(table.nan_to_num(0.0).abs().max()) for table in tables if table.numel()), default=0.0) or 1.0
-    step = -(-len(rows) * len(columns) // MAX_CELLS)
-    cells = [_table(table, title, rows, columns, top, step) for table, title in zip(tables, titles, strict=True)]
+    top = largest(tables) or 1.0
+    down = max(1, -(-len(rows) // MAX_ROWS))
+    step = max(1, -(-len(rows[::down]) * len(columns) // MAX_CELLS))
+    rows, columns = rows[::down], columns[::step]
+    cells = [
+        _table(table[::down, ::step], title, rows, columns, top) for table, title in zip(tables, titles, strict=True)
+    ]
     layout = "display:flex;flex-wrap:wrap"
     if per_line is not None:
         layout = f"display:grid;grid-template-columns:repeat({per_line},max-content);overflow-x:auto"
     lines = f'<div style="{layout};gap:8px 16px">{"".join(cells)}</div>'
-    note = f" Every {step}th column is shown." if step > 1 else ""
-    scale = f"{escape(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}" if unit else note
-    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
+    note = f" One row in {down} is shown." if down > 1 else ""
+    note += f" One column in {step} is shown." if step > 1 else ""
+    scale = f"{literal(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}" if unit else note
+    above = f'<div style="margin:4px 0">{literal(heading)}</div>' if heading else ""
     below = f'<div style="margin:4px 0;opacity:.75">{scale}</div>' if scale else ""
     return f'<div style="font-family:sans-serif;font-size:12px">{above}{lines}{below}</div>'
 
 
 def _table(
-    table: Float[Tensor, "row column"], title: str, rows: Sequence[str], columns: Sequence[str], top: float, step: int
+    table: Float[Tensor, "row column"], title: str, rows: Sequence[str], columns: Sequence[str], top: float
 ) -> str:
-    shown = range(0, len(columns), max(1, step))
-    head = "".join(f'<th style="font-weight:normal;padding:0 2px">{escape(columns[c])}</th>' for c in shown)
+    head = "".join(f'<th style="font-weight:normal;padding:0 2px">{literal(name)}</th>' for name in columns)
     body = "".join(
-        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{escape(visible(label))}</td>'
-        + "".join(_cell(float(table[r, c]), top, f"{visible(label)}, {columns[c]}") for c in shown)
+        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{literal(visible(label))}</td>'
+        + "".join(_cell(value, top, f"{visible(label)}, {name}") for value, name in zip(values, columns, strict=True))
         + "</tr>"
-        for r, label in enumerate(rows)
+        for label, values in zip(rows, cast(list[list[float]], table.double().tolist()), strict=True)
     )
     return (
-        f'<div style="max-width:100%;overflow-x:auto"><div style="text-align:center">{escape(title)}</div>'
+        f'<div style="max-width:100%;overflow-x:auto"><div style="text-align:center">{literal(title)}</div>'
         f'<table style="border-collapse:collapse;font-size:12px">'
         f"<tr><th></th>{head}</tr>{body}</table></div>"
     )
@@ -70,7 +77,7 @@ def _table(
 
 def _cell(value: float, top: float, label: str) -> str:
     size = "width:18px;min-width:18px;height:14px;padding:0;border:1px solid rgba(128,128,128,.15)"
-    return f'<td title="{escape(label)}: {value:.4f}" style="{shade(value, top)};{size}"></td>'
+    return f'<td title="{literal(label)}: {value:.4f}" style="{shade(value, top)};{size}"></td>'
 
 
 def shade(value: float, top: float) -> str:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.show.heatmaps import shade
-from tl_edit.show.text import cell_text
+from tl_edit.show.text import cell_text, literal
 from tl_edit.show.view import CARD
 
 CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #ddd"
@@ -45,31 +44,36 @@ def marked_table(
         heading: Text above.
         note: Text below: what colours mean, what was left out.
     """
-    head = "".join(f'<th style="text-align:left;padding:2px 14px 2px 0">{escape(name)}</th>' for name in columns)
+    head = "".join(f'<th style="text-align:left;padding:2px 14px 2px 0">{literal(name)}</th>' for name in columns)
     lines = ["".join(f'<td style="{CELL}">{_lines(cell)}</td>' for cell in cells) for cells in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
-        f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{escape(heading)}</div>'
+        f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{literal(heading)}</div>'
         f'<table style="border-collapse:collapse;{TEXT}"><tr>{head}</tr>{body}</table>'
-        f'<div style="margin:4px 0;opacity:.75">{escape(note)}</div></div>'
+        f'<div style="margin:4px 0;opacity:.75">{literal(note)}</div></div>'
     )
 
 
 def _lines(cell: Sequence[str | Marked]) -> str:
     return "".join(
-        f'<div style="white-space:pre-wrap">{escape(line) if isinstance(line, str) else _marked(line)}</div>'
+        f'<div style="white-space:pre-wrap">{literal(line) if isinstance(line, str) else _marked(line)}</div>'
         for line in cell
     )
+
+
+def _value(value: float) -> str:
+    """Seen by hovering, where there is one."""
+    return "" if value != value else f' title="{value:.4g}"'
 
 
 def _marked(line: Marked) -> str:
     last = len(line.tokens) - 1
     spans = "".join(
-        f'<span title="{float(value):.4g}" style="{shade(float(value), line.top)}'
+        f'<span{_value(float(value))} style="{shade(float(value), line.top)}'
         f"{';color:#fff' if abs(float(value)) > DARK * line.top else ''}"
         f'{";outline:1px solid #222" if line.framed and i == last else ""}">{cell_text(token)}</span>'
         for i, (token, value) in enumerate(zip(line.tokens, line.values, strict=True))
     )
-    label = f'<span style="display:inline-block;min-width:52px">{escape(line.label)}</span>' if line.label else ""
-    before, after = (f'<span style="opacity:.65">{escape(text)}</span>' for text in (line.before, line.after))
+    label = f'<span style="display:inline-block;min-width:52px">{literal(line.label)}</span>' if line.label else ""
+    before, after = (f'<span style="opacity:.65">{literal(text)}</span>' for text in (line.before, line.after))
     return f"{label}{before}{spans}{after}"

@@ -2,11 +2,14 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any, cast
 
+from tl_edit import sources
 from tl_edit.show.view import View, library_script
 
 STYLE = (
@@ -31,17 +34,19 @@ def page(views: Sequence[object], *, title: str) -> str:
     """
     body = "".join(f"<section>{_section(view)}</section>" for view in views)
     script = library_script() if any(isinstance(view, View) for view in views) else ""
-    return (
+    whole = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{script}<h1>{escape(title)}</h1>{body}"
         "</body></html>"
     )
+    # No document holds halves of characters, or zeros.
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", whole)
 
 
 def save_html(path: str | Path, *views: object, title: str = "tl_edit") -> None:
-    """Write results, views and texts as one page that opens anywhere, without the network.
+    """Write results, views and texts as one page that opens anywhere, without the network; whole, or not at all.
 
     Args:
         path: The file; what was there is replaced.
@@ -54,15 +59,33 @@ def save_html(path: str | Path, *views: object, title: str = "tl_edit") -> None:
     """
     if not views:
         raise ValueError("save_html: found nothing to show; expected results, views or texts; pass some, e.g. a trace.")
-    whole = page(views, title=title)
-    target = Path(path).expanduser()
-    try:
-        target.write_text(whole, encoding="utf-8")
-    except OSError as error:
+    if not isinstance(cast(object, path), str | Path) or not isinstance(cast(object, title), str):
+        what, given = ("path", path) if not isinstance(cast(object, path), str | Path) else ("title", title)
         raise ValueError(
-            f"save_html: {target} cannot be written ({error.strerror}); expected a file in a folder that is there; "
-            "choose another path."
+            f"save_html: {what} is {given!r} of type {type(given).__name__}; expected the path of a file, then what to "
+            "show, and title= a string; call e.g. save_html('page.html', trace)."
+        )
+    whole = page(views, title=title)
+    target = sources.given_path(path)
+    try:
+        _replace(target, whole)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"save_html: {target} cannot be written ({sources.reason(error)}); expected a file in a folder that is "
+            "there; choose another path."
         ) from error
+
+
+def _replace(target: Path, whole: str) -> None:
+    half = target.with_name(target.name + ".part")
+    try:
+        # The same bytes on every system.
+        with half.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(whole)
+        half.replace(target)
+    finally:
+        with suppress(OSError, ValueError):
+            half.unlink(missing_ok=True)
 
 
 def _section(view: object) -> str:
@@ -71,7 +94,7 @@ def _section(view: object) -> str:
     if isinstance(view, View):
         return view.markup()
     shown = cast(Any, view)
-    if hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
+    if not isinstance(view, type) and hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
         return html
     figure = _figure(shown)
     if figure is None or not hasattr(figure, "savefig"):

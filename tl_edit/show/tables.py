@@ -1,24 +1,24 @@
 """Tables: HTML with inline styles only, and pandas frames."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
+from tl_edit.show.text import literal
 
 
 def table(rows: Sequence[tuple[str, ...]], *, columns: Sequence[str] = (), heading: str = "") -> str:
     """An HTML table of names and what stands beside them, perhaps with names of the columns and a line above."""
     style = 'style="text-align:left;padding:2px 12px 2px 0"'
-    lines = [f"<tr>{''.join(f'<th {style}>{escape(name)}</th>' for name in columns)}</tr>"] if columns else []
+    lines = [f"<tr>{''.join(f'<th {style}>{literal(name)}</th>' for name in columns)}</tr>"] if columns else []
     lines += [
-        f"<tr><th {style}>{escape(name)}</th>{''.join(f'<td {style}>{escape(value)}</td>' for value in values)}</tr>"
+        f"<tr><th {style}>{literal(name)}</th>{''.join(f'<td {style}>{literal(value)}</td>' for value in values)}</tr>"
         for name, *values in rows
     ]
-    above = f'<div style="margin:4px 0">{escape(heading)}</div>' if heading else ""
+    above = f'<div style="margin:4px 0">{literal(heading)}</div>' if heading else ""
     return f'{above}<table style="border-collapse:collapse">{"".join(lines)}</table>'
 
 

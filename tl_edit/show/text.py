@@ -1,18 +1,25 @@
 """Tokens as people see them: nothing is invisible, and nothing is taken for markup."""
 
+import re
 from html import escape
 
 ZERO_WIDTH_SPACE = "\u200b"
-_TURNING = {
-    ord(letter): f"⟨U+{ord(letter):04X}⟩" for letter in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-}
-"""What turns the text behind it round, numbers included, stands as its name."""
+
+
+HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+"""Characters without a shape: they turn round the text behind them, end a line, or are none (halves of a character).
+Those that join others, as in emoji, are left alone."""
 
 
 def visible(token: str) -> str:
-    """A token as text that shows its line breaks, and that it is there at all."""
-    shown = token.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥").translate(_TURNING)
+    """A token as text that shows its line breaks and what else is hidden, and that it is there at all."""
+    shown = _named(token)
     return shown if shown.strip() else "␣" * max(1, len(shown))
+
+
+def literal(text: str) -> str:
+    """A text of an HTML document or of an attribute: nothing in it is markup, and nothing turns others round."""
+    return escape(_named(text))
 
 
 def spaced(token: str) -> str:
@@ -34,3 +41,9 @@ def for_components(token: str) -> str:
     """
     shown = visible(token)
     return shown.replace("<", f"<{ZERO_WIDTH_SPACE}").replace("&", f"&{ZERO_WIDTH_SPACE}")
+
+
+def _named(text: str) -> str:
+    """Line breaks as signs, and what else is hidden by its number."""
+    shown = text.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
+    return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", shown)

@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 from typing import Any
+
+from tl_edit.show.text import literal
 
 CARD = "background:#fff;color:#222;color-scheme:light;padding:8px;font-family:sans-serif;font-size:12px;overflow-x:auto"
 """circuitsvis writes in dark grey on what is behind it; so that is white, in dark notebooks, too."""
@@ -68,8 +69,8 @@ class View:
 
 def card(heading: str, body: str, note: str = "") -> str:
     """HTML with a heading above and a note below, dark on white."""
-    below = f'<div style="margin:4px 0;opacity:.75">{escape(note)}</div>' if note else ""
-    return f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{escape(heading)}</div>{body}{below}</div>'
+    below = f'<div style="margin:4px 0;opacity:.75">{literal(note)}</div>' if note else ""
+    return f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{literal(heading)}</div>{body}{below}</div>'
 
 
 def library_script() -> str:
@@ -88,7 +89,7 @@ def library_script() -> str:
 
 
 def _title(part: Part) -> str:
-    return f'<div style="margin:8px 0 2px">{escape(part.title)}</div>' if part.title else ""
+    return f'<div style="margin:8px 0 2px">{literal(part.title)}</div>' if part.title else ""
 
 
 def _drawing(part: Part) -> str:
