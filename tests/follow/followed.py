@@ -1,12 +1,13 @@
 """Models, edits and prompts of this folder's tests."""
 
 import functools
+import gc
 
 import tiny_models
 import torch
 from some_edits import REQUEST, random_deltas
 
-from tl_edit import Edit, tokens
+from tl_edit import Edit, host, tokens
 
 PROMPT = "The Eiffel Tower is in"
 ANSWERS = ("Rome", "Paris")
@@ -54,6 +55,22 @@ def run_by_hand(model, text: str, edit=None):
 def tolerance(case) -> float:
     """Bridges have steps in float32, and so has the processing of weights; RMS norms of Hugging Face are in float32."""
     return 1e-10 if case.interface == tiny_models.HOOKED_TRANSFORMER else 2e-5
+
+
+def kept_at_once(model, follow, shape) -> int:
+    """How many tensors of a shape there are when a second run reaches the last layer's end, beyond those before."""
+
+    def count():
+        gc.collect()
+        return sum(type(each) is torch.Tensor and each.shape == shape for each in gc.get_objects())
+
+    found, before = [], count()
+
+    def look(act, hook=None):
+        found.append(count() - before)
+
+    follow([(f"blocks.{host.n_layers(model) - 1}.hook_resid_post", look)])
+    return max(found)
 
 
 def hooks_left(model) -> list[str]:

@@ -1,11 +1,12 @@
 """Attention patterns, against an ordinary cache and plain transformers."""
 
 import io
+import math
 
 import pytest
 import tiny_models
 import torch
-from followed import CASES, FEW, PROMPT, edit_of, hooks_left, ids_of, model_of, run_by_hand, tolerance
+from followed import CASES, FEW, PROMPT, edit_of, hooks_left, ids_of, kept_at_once, model_of, run_by_hand, tolerance
 from some_edits import same, weights
 
 from tl_edit import attention_change, host
@@ -168,3 +169,24 @@ def test_frames_leave_out_what_nobody_sees():
     row = frame[(frame["head"] == 1) & (frame["dest"] == 2) & (frame["src"] == 1)]
     assert float(row["after"].iloc[0]) == pytest.approx(0.9)
     assert int(row["layer"].iloc[0]) == 4
+
+
+def test_of_patterns_one_layer_is_kept_at_once_beside_the_result():
+    model = tiny_models.build("gpt2", n_layers=6)
+    n = ids_of(model, PROMPT).shape[1]
+
+    def follow(hooks):
+        attention_change(model, PROMPT, hooks=hooks, heads=[1])
+
+    assert kept_at_once(model, follow, (4, n, n)) <= 1
+
+
+def test_a_model_that_says_no_numbers_is_refused():
+    model = model_of(FEW[0])
+
+    def spoil(act, hook=None):
+        return act * math.nan
+
+    with pytest.raises(ValueError, match="probabilities are not finite; expected numbers"):
+        attention_change(model, PROMPT, hooks=[("blocks.0.hook_resid_post", spoil)])
+    assert hooks_left(model) == []

@@ -15,6 +15,7 @@ from followed import (
     first_of,
     hooks_left,
     ids_of,
+    kept_at_once,
     model_of,
     run_by_hand,
     tolerance,
@@ -296,3 +297,14 @@ def test_frames_have_a_row_for_each_component():
     assert float(frame["subject_attention_after"][0]) == pytest.approx(0.4)
     assert frame["subject_attention_after"].isna().sum() == 5
     assert made(("model",)).to_dataframe()["logits"].iloc[0] == -2.0
+
+
+def test_of_patterns_only_what_is_shown_is_kept():
+    model = tiny_models.build("gpt2", n_layers=6)
+    n = ids_of(model, PROMPT).shape[1]
+    assert (
+        kept_at_once(
+            model, lambda hooks: edit_circuit(model, PROMPT, *ANSWERS, hooks=hooks, subject=SUBJECT), (4, n, n)
+        )
+        <= 1
+    )

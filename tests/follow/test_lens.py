@@ -1,5 +1,6 @@
 """The logit lens, against the final norm and the unembedding called by hand on states of an ordinary cache."""
 
+import dataclasses
 import io
 
 import pytest
@@ -15,13 +16,14 @@ from followed import (
     first_of,
     hooks_left,
     ids_of,
+    kept_at_once,
     model_of,
     run_by_hand,
     tolerance,
 )
 from some_edits import same, weights
 
-from tl_edit import forward, logit_lens, tokenize_prompt
+from tl_edit import attention_change, edit_circuit, forward, logit_lens, next_tokens, tokenize_prompt
 from tl_edit.follow import LogitLens
 from tl_edit.follow.lens import LAST
 from tl_edit.follow.lens import SUBJECT as AT_SUBJECT
@@ -178,3 +180,26 @@ def test_frames_name_every_axis():
     row = frame[(frame["run"] == "after") & (frame["point"] == "0") & (frame["answer"] == "Paris")]
     assert float(row["log_prob"].iloc[0]) == -3.5
     assert len(frame) == 8
+
+
+def test_of_states_only_those_that_are_read_are_kept():
+    model = tiny_models.build("gpt2", n_layers=6)
+    n = ids_of(model, PROMPT).shape[1]
+    assert kept_at_once(model, lambda hooks: logit_lens(model, PROMPT, ANSWERS, hooks=hooks), (n, 32)) <= 1
+
+
+def test_a_long_prompt_of_several_lines_is_one_line():
+    model = model_of(FEW[0])
+    prompt = "The Eiffel Tower\n" * 4 + "is in"
+    for found in (
+        logit_lens(model, prompt, ANSWERS),
+        next_tokens(model, prompt, "Rome"),
+        attention_change(model, prompt, layers=[0]),
+        edit_circuit(model, prompt, *ANSWERS),
+    ):
+        assert "\n" not in repr(found)
+        assert "↵" in repr(found)
+        # Of long prompts the end is shown.
+        longer = dataclasses.replace(found, prompt="x" * 5000 + " is in")
+        assert len(repr(longer)) < 400
+        assert " is in" in repr(longer)

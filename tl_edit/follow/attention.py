@@ -1,6 +1,6 @@
 """Where heads look, without and with an edit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit import host, show, stream
+from tl_edit import forward, host, show, stream
 from tl_edit.edit import Edit
-from tl_edit.follow.runs import Followed, Runs, keep
+from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "attention_change"
@@ -166,9 +166,9 @@ class AttentionChange(Followed):
     def __repr__(self) -> str:
         heads = f"{len(self.layers)} layers of {len(self.heads)} heads"
         if not self.compares:
-            return f"AttentionChange({self.prompt}: {heads})"
+            return f"AttentionChange({self.asked}: {heads})"
         top = self.strongest(1)[0]
-        return f"AttentionChange({self.prompt}: {heads}, most {top.change:+.3f} in {top.name} {self._where(top)})"
+        return f"AttentionChange({self.asked}: {heads}, most {top.change:+.3f} in {top.name} {self._where(top)})"
 
     def _where(self, at: HeadChange) -> str:
         return f"{show.spaced(self.tokens[at.dest])} ← {show.spaced(self.tokens[at.src])}"
@@ -226,22 +226,35 @@ def attention_change(
 
     Raises:
         ValueError: For a prompt that is too long, layers or heads that do not exist, an edit that is applied already or
-            is another model's, hooks with an unknown name, active dropout, or a model that does not show its patterns.
+            is another model's, hooks with an unknown name, active dropout, a model that does not show its patterns, or
+            probabilities that are not finite.
     """
     runs = Runs.of(model, prompt, edit, hooks, prepend_bos, OPERATION)
     here = _chosen("layers", layers, host.n_layers(model))
     kept_heads = _chosen("heads", heads, int(model.cfg.n_heads))
     ids = runs.ids(prompt)
 
-    def measure(hooks: Sequence[NamedHook]) -> Float[Tensor, "layer head dest src"]:
-        kept: dict[str, Tensor] = {}
-        names = [stream.pattern_name(layer) for layer in here]
-        runs.watch(ids, {name: keep(kept, name) for name in names}, hooks)
-        return torch.stack([kept[name][list(kept_heads)].float().cpu() for name in names])
+    # Room is made once, as all patterns of a long prompt are gigabytes.
+    patterns = torch.empty(len(runs.names), len(here), len(kept_heads), len(ids), len(ids))
+    free = iter(patterns)
 
-    return AttentionChange(
-        **runs.labels(prompt, ids), layers=here, heads=kept_heads, patterns=torch.stack(runs.each(measure))
-    )
+    def measure(hooks: Sequence[NamedHook]) -> None:
+        readers = {
+            stream.pattern_name(layer): _into(to, kept_heads) for layer, to in zip(here, next(free), strict=True)
+        }
+        forward.log_probs(model, runs.watch(ids, readers, hooks))  # Refuses what is no number.
+
+    runs.each(measure)
+    return AttentionChange(**runs.labels(prompt, ids), layers=here, heads=kept_heads, patterns=patterns)
+
+
+def _into(place: Float[Tensor, "head dest src"], heads: Sequence[int]) -> Callable[[Tensor], None]:
+    """A reader that copies some heads' patterns to their place."""
+
+    def read(act: Tensor) -> None:
+        place.copy_(act[0, list(heads)])
+
+    return read
 
 
 def _chosen(what: str, given: object, n: int) -> tuple[int, ...]:

@@ -135,7 +135,7 @@ class EditCircuit(Followed):
         first = self.components()[0]
         most = f"{first.name} {first.change if self.compares else first.before:+.2f}"
         return (
-            f"EditCircuit({self.prompt}: logit({self.answer}) − logit({self.other_answer}) {values}; "
+            f"EditCircuit({self.asked}: logit({self.answer}) − logit({self.other_answer}) {values}; "
             f"{'most by' if self.compares else 'most from'} {most})"
         )
 
@@ -215,14 +215,15 @@ def edit_circuit(
 
     def measure(hooks: Sequence[NamedHook]) -> tuple[Parts, Tensor | None]:
         kept: dict[str, Tensor] = {}
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}  # Columns only: all patterns of a long prompt are gigabytes.
         said: list[Tensor] = []
         readers = {name: keep(kept, name, slice(-1, None)) for name in names}
-        readers |= {name: keep(seen, name) for name in patterns}
+        if about is not None:
+            readers |= {name: keep(seen, name, slice(None), -1, about) for name in patterns}
         with stream.shown_unembedded(model, lambda logits: said.append(logits[0, -1, pair.to(logits.device)].cpu())):
             runs.watch(ids, readers, hooks)
         taken = parts(model, {name: value[0] for name, value in kept.items()}, pair, said[-1], OPERATION)
-        attention = [seen[name][:, -1, about].double().cpu() for name in patterns]
+        attention = [seen[name].double().cpu() for name in patterns]
         return taken, torch.stack(attention) if attention else None
 
     found = runs.each(measure)

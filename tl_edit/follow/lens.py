@@ -97,7 +97,7 @@ class LogitLens(Followed):
             f"p({answer}) " + " → ".join(f"{float(value.exp()):.3f}" for value in self.log_prob[:, 0, -1, j])
             for j, answer in enumerate(self.answers)
         ]
-        return f"LogitLens({self.prompt}: {len(self.points) - 1} layers, {', '.join(says)})"
+        return f"LogitLens({self.asked}: {len(self.points) - 1} layers, {', '.join(says)})"
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1
@@ -167,8 +167,8 @@ def logit_lens(
 
     def measure(hooks: Sequence[NamedHook]) -> tuple[Tensor, ...]:
         kept: dict[str, Tensor] = {}
-        runs.watch(ids, {name: keep(kept, name) for name in names}, hooks)
-        states = torch.cat([kept[name][where].to(kept[names[0]].device) for name in names])
+        runs.watch(ids, {name: keep(kept, name, where) for name in names}, hooks)
+        states = torch.cat([kept[name].to(kept[names[0]].device) for name in names])
         read = _read(model, ids, states, firsts, hooks)
         return tuple(found.view(len(names), len(where), len(firsts)).transpose(0, 1) for found in read)
 

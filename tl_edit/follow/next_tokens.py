@@ -116,7 +116,7 @@ class NextTokens(Followed):
     def __repr__(self) -> str:
         answer = list(map(_probability, self.answer_log_prob))
         says = [repr(likeliest[self.n_prompt - 1][0]) for likeliest in self.top_tokens]
-        return f"NextTokens({self.prompt}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
+        return f"NextTokens({self.asked}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
 
     def _repr_html_(self) -> str:
         end = self.n_prompt - 1

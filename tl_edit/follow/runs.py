@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_edit import forward, host, tokens
+from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.edit import Edit
 from tl_edit.edit.as_hooks import is_hooked
@@ -57,9 +57,14 @@ class Followed:
             )
         return values[1] - values[0]
 
+    @property
+    def asked(self) -> str:
+        """The prompt in one line; of a long one the end."""
+        return show.visible(self.prompt if len(self.prompt) <= LONGEST else "…" + self.prompt[-LONGEST:])
+
     def title(self, what: str) -> str:
-        """A short line above a figure; of a long prompt the end."""
-        return f"{what}: {self.prompt if len(self.prompt) <= LONGEST else '…' + self.prompt[-LONGEST:]}"
+        """A short line above a figure."""
+        return f"{what}: {self.asked}"
 
     def heading(self, what: str) -> str:
         """A line above a table, with what was switched on."""
@@ -237,10 +242,10 @@ class Runs:
         }
 
 
-def keep(store: dict[str, Tensor], name: str, where: slice = slice(None)) -> Callable[[Tensor], None]:
-    """A reader that keeps a copy of the only row's activation at some positions, whatever axes it has."""
+def keep(store: dict[str, Tensor], name: str, *where: int | slice | list[int]) -> Callable[[Tensor], None]:
+    """A reader that keeps a copy of a part of the only row's activation, whatever axes it has."""
 
     def read(act: Tensor) -> None:
-        store[name] = act[0, where].clone()
+        store[name] = act[(0, *where)].clone()
 
     return read
