@@ -2,6 +2,7 @@
 
 import math
 import re
+from html import unescape
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hostile import TOKENS, Document
 
 from tl_edit import show
 from tl_edit.show.heatmaps import MAX_CELLS, MAX_ROWS, shade
+from tl_edit.show.text import literal
 
 
 def heatmap(table, **given):
@@ -30,7 +32,7 @@ def test_labels_are_literal(token):
     read = Document(page)
     assert set(read.tags) == {"div", "table", "tr", "th", "td"}
     assert read.text.count(show.visible(token)) >= 2
-    assert read.titles == [f"{show.visible(token)}, {token}: 1.0000"] * 2
+    assert read.titles == [f"{show.visible(token)}, {unescape(literal(token))}: 1.0000"] * 2
     assert not re.search(r"https?:|<script|<style", page)
 
 
