@@ -65,6 +65,17 @@ def test_the_page_of_an_edit_that_failed_says_so(run, tmp_path):
     assert "This edit failed: zzq xxv is still not the likelier answer" in path.read_text("utf-8")
 
 
+def test_objects_that_begin_alike_leave_pictures_out_and_no_page(run, tmp_path):
+    path = tmp_path / "story.html"
+    code, out, err = run("--target-new", "Parisian", "--html", str(path))
+    assert (code, err) == (1, "")
+    assert "bit-identical" in out
+    page = path.read_text("utf-8")
+    assert page.count("begin with the same token") == 2
+    for words in ("Left out. logit_lens: ", "Left out. edit_circuit: ", "AttentionHeads", "What it answers to"):
+        assert words in page, words
+
+
 def test_a_page_that_cannot_be_written_is_told_before_anything_runs(run, tmp_path):
     code, out, err = run("--html", str(tmp_path / "not there" / "story.html"))
     assert (code, out) == (2, "")

@@ -1,6 +1,6 @@
 """A fact's story as one page: every picture with the question that it answers, and what would speak against it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,20 +76,21 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         "The same question asked after each layer, as if the others did nothing (the logit lens): where the one object "
         "overtakes the other."
     )
-    yield logit_lens(model, request.prompt, [new] if old is None else [new, old], edit=edit, prepend_bos=bos)
+    objects = [new] if old is None else [new, old]
+    yield _or_why(lambda: logit_lens(model, request.prompt, objects, edit=edit, prepend_bos=bos))
     yield "# 7 Where heads look"
     yield (
         "How attention changes, strongest heads first. Heads may look where they looked and find something else there; "
         "then little moves here."
     )
-    yield attention_change(model, request.prompt, edit=edit, prepend_bos=bos).view()
+    yield _or_why(lambda: attention_change(model, request.prompt, edit=edit, prepend_bos=bos).view())
     if old is not None:
         yield "# 8 Who carries it"
         yield (
             f"What each component adds directly to how much likelier {new} is than {old}, before and after. The edit "
             "changes one MLP; others pass the change on."
         )
-        yield edit_circuit(model, request.prompt, new, old, edit=edit, prepend_bos=bos)
+        yield _or_why(lambda: edit_circuit(model, request.prompt, new, old, edit=edit, prepend_bos=bos))
     yield "# 9 What it answers to"
     yield (
         f"The edit as a memory: the contexts that trigger it most, among its own prompt and {len(texts):,} other "
@@ -97,12 +98,20 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         "what it may spoil, as far as their coefficients come near. The value is read by later layers; what it says to "
         "the unembedding at once is seldom the new object."
     )
-    yield edit_memory(model, edit, [request.prompt, *texts], n_triggers=8, progress=False)
+    yield _or_why(lambda: edit_memory(model, edit, [request.prompt, *texts], n_triggers=8, progress=False))
     yield "# 10 Undone"
     yield (
         f"SHA-256 of W_out before {told.weights_before}, now {told.weights_now}: "
         + ("bit-identical." if told.restored else "NOT restored.")
     )
+
+
+def _or_why(picture: Callable[[], object]) -> object:
+    """A picture; where it cannot be had, as of objects with the same first token, why: the page is worth having."""
+    try:
+        return picture()
+    except ValueError as error:
+        return f"Left out. {error}"
 
 
 def _prompts(told: Told) -> "_Html":
