@@ -156,9 +156,13 @@ def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes, their new figure closed: otherwise a notebook shows it a second time."""
+    """The axes. Their new figure is closed, so that figures do not pile up, but not where matplotlib is interactive:
+    a notebook shows what is open at the end of a cell, and closes it itself.
+    """
     if figure is not None:
-        extra("matplotlib.pyplot", "plot").close(figure)
+        pyplot = extra("matplotlib.pyplot", "plot")
+        if not pyplot.isinteractive():
+            pyplot.close(figure)
     return ax
 
 
