@@ -156,8 +156,9 @@ def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes. Their new figure is closed, so that figures do not pile up, but not where matplotlib is interactive:
-    a notebook shows what is open at the end of a cell, and closes it itself.
+    """The axes; their new figure is closed, unless matplotlib is interactive.
+
+    So figures do not pile up. Notebooks are interactive: they show what is open at a cell's end, and close it then.
     """
     if figure is not None:
         pyplot = extra("matplotlib.pyplot", "plot")
