@@ -65,6 +65,14 @@ def test_labels_are_drawn_as_they_are(token, style):
     assert not pyplot.get_fignums()
 
 
+def test_where_matplotlib_is_interactive_figures_stay_open_to_be_shown():
+    with pyplot.ion():
+        axis = heatmaps([torch.zeros(1, 1)])
+        line = show.plot_lines(X, {"a": torch.zeros(3)}, None, xlabel="x", ylabel="y")
+        assert pyplot.get_fignums() == [axis.figure.number, line.figure.number]
+        pyplot.close("all")
+
+
 def test_tokens_of_nothing_are_seen():
     axis = heatmaps([torch.zeros(2, 1)], rows=["", "\n"])
     assert [label.get_text() for label in axis.get_yticklabels()] == ["␣", "↵"]

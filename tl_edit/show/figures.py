@@ -162,12 +162,15 @@ def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes, their new figure closed: otherwise a notebook shows it a second time.
+    """The axes; their new figure is closed, unless matplotlib is interactive.
 
-    It is closed before it is drawn on, too, so that none is left where drawing fails.
+    So figures do not pile up, also where drawing fails, as it is closed before. Notebooks are interactive: they show
+    what is open at a cell's end, and close it then.
     """
     if figure is not None:
-        extra("matplotlib.pyplot", "plot").close(figure)
+        pyplot = extra("matplotlib.pyplot", "plot")
+        if not pyplot.isinteractive():
+            pyplot.close(figure)
     return ax
 
 
