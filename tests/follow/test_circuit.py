@@ -247,6 +247,7 @@ def test_components_are_ranked_by_their_change_and_sum():
     assert names[:3] == ["head 0.1", "MLP 0", "head 0.0"]
     assert [part.change for part in result.components()][:3] == [4.0, -1.0, 0.5]
     torch.testing.assert_close(result.total, torch.tensor([0.875, 4.375]))
+    assert "logit(</) − logit(␣$y)" in repr(result)
     assert repr(result).endswith("+0.88 → +4.38; most by head 0.1 +4.00)")
     alone = made(("model",))
     assert [part.name for part in alone.components()][:2] == ["head 0.1", "head 0.0"]
@@ -286,6 +287,7 @@ def test_the_plot_is_layer_by_component_and_takes_dollars_for_dollars():
     mesh = axis.collections[0]
     assert mesh.get_array().flatten().tolist() == [0.5, 4.0, 0.0, -1.0]
     assert mesh.get_clim() == (-4.0, 4.0)
+    assert "logit(</) − logit(␣$y) (nats)" in [each.get_ylabel() for each in axis.figure.axes]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["0", "1", "bias", "MLP"]
 
 

@@ -172,6 +172,14 @@ def test_lines_are_one_for_each_answer_and_run():
     axis.figure.savefig(io.BytesIO())
     assert [line.get_ydata().tolist() for line in axis.lines] == [[-1, -4], [-1, -0.5], [-2, -1], [-2, -3.5]]
     assert axis.lines[0].get_color() == axis.lines[1].get_color() != axis.lines[2].get_color()
+    # What is drawn is the first token's.
+    assert axis.lines[0].get_label() == "</ of </script>, before"
+    assert axis.lines[2].get_label() == "Paris, before"
+
+
+def test_of_an_answer_of_several_tokens_the_first_is_named():
+    found = made([[[[-1.0, -2.0], [-4.0, -9.0]]], [[[-1.0, -2.0], [-4.0, -9.0]]]])
+    assert "p(</ of </script>) 0.0183 → 0.0183, p(Paris) 0.000123 → 0.000123" in repr(found)
 
 
 def test_frames_name_every_axis():

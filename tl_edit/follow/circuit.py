@@ -125,17 +125,22 @@ class EditCircuit(Followed):
             columns=[*map(str, range(self.heads.shape[2])), "bias", "MLP"],
             ylabel="layer",
             xlabel="head, attention bias, MLP",
-            unit=f"logit({self.answer}) − logit({self.other_answer}) (nats)",
+            unit=f"{self._difference} (nats)",
             title=self.title(what),
             signed=True,
         )
+
+    @property
+    def _difference(self) -> str:
+        first, second = map(show.spaced, self.answer_tokens)
+        return f"logit({first}) − logit({second})"
 
     def __repr__(self) -> str:
         values = " → ".join(f"{float(value):+.2f}" for value in self.logit_difference)
         first = self.components()[0]
         most = f"{first.name} {first.change if self.compares else first.before:+.2f}"
         return (
-            f"EditCircuit({self.asked}: logit({self.answer}) − logit({self.other_answer}) {values}; "
+            f"EditCircuit({self.asked}: {self._difference} {values}; "
             f"{'most by' if self.compares else 'most from'} {most})"
         )
 
@@ -152,8 +157,7 @@ class EditCircuit(Followed):
         ]
         columns = ["component", *self.runs, *(["change"] * self.compares)]
         columns += [f"attention to the end of {self.subject}"] * (self.subject is not None)
-        first, second = map(show.spaced, self.answer_tokens)
-        what = f"Direct effect on logit({first}) − logit({second}) in nats"
+        what = f"Direct effect on {self._difference} in nats"
         rows = [self._cells(part) for part in (*listed[:MAX_ROWS], *last)]
         return show.table(rows, columns=columns, heading=self.heading(what))
 

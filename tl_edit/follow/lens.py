@@ -70,8 +70,8 @@ class LogitLens(Followed):
         """
         at = self._place(place)
         lines = {
-            f"{answer}, {run}": self.log_prob[i, at, :, j]
-            for j, answer in enumerate(self.answers)
+            f"{name}, {run}": self.log_prob[i, at, :, j]
+            for j, name in enumerate(self._names())
             for i, run in enumerate(self.runs)
         }
         return show.plot_depth(
@@ -92,17 +92,21 @@ class LogitLens(Followed):
             )
         return self.places.index(place)
 
+    def _names(self) -> list[str]:
+        """The answers' names; of longer ones what is read of them, the first token."""
+        pairs = zip(self.answers, self.answer_tokens, strict=True)
+        return [answer if answer == token.strip() else f"{show.spaced(token)} of {answer}" for answer, token in pairs]
+
     def __repr__(self) -> str:
         says = [
-            f"p({answer}) " + " → ".join(f"{float(value.exp()):.3f}" for value in self.log_prob[:, 0, -1, j])
-            for j, answer in enumerate(self.answers)
+            f"p({name}) " + " → ".join(f"{float(value.exp()):.3g}" for value in self.log_prob[:, 0, -1, j])
+            for j, name in enumerate(self._names())
         ]
         return f"LogitLens({self.asked}: {len(self.points) - 1} layers, {', '.join(says)})"
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1
-        pairs = zip(self.answers, self.answer_tokens, strict=True)
-        named = [answer if answer == token.strip() else f"{show.spaced(token)} of {answer}" for answer, token in pairs]
+        named = self._names()
         values = self.logit_difference if odds else self.log_prob[..., 0]
         rows = [*self.runs, "change"] if self.compares else list(self.runs)
         tables = [
