@@ -77,7 +77,7 @@ def test_they_are_numbered_say_how_to_change_the_model_and_end_with_a_check():
 def test_only_the_script_of_a_view_is_left_out():
     html = '<div data-tl-edit="1"><b>static</b></div><script>run("<\\u002fscript")\n</script><p>'
     output = nbformat.v4.new_output("display_data", {"text/html": html}, metadata={"x": 1})
-    cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"execution": {"time": 1}})
+    cell = nbformat.v4.new_code_cell("x", outputs=[output], metadata={"execution": {"time": "1"}})
     kernelspec = {"name": "python3", "display_name": "Python 3"}
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernelspec, "y": 1})
     [cleaned] = demos_run.cleaned(notebook).cells
