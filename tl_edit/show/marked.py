@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tl_edit.show.heatmaps import shade
 from tl_edit.show.text import cell_text, literal
-from tl_edit.show.view import CARD
+from tl_edit.show.view import card
 
 CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #ddd"
 DARK = 0.6
@@ -47,11 +47,7 @@ def marked_table(
     head = "".join(f'<th style="text-align:left;padding:2px 14px 2px 0">{literal(name)}</th>' for name in columns)
     lines = ["".join(f'<td style="{CELL}">{_lines(cell)}</td>' for cell in cells) for cells in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{literal(heading)}</div>'
-        f'<table style="border-collapse:collapse;{TEXT}"><tr>{head}</tr>{body}</table>'
-        f'<div style="margin:4px 0;opacity:.75">{literal(note)}</div></div>'
-    )
+    return card(heading, f'<table style="border-collapse:collapse;{TEXT}"><tr>{head}</tr>{body}</table>', note)
 
 
 def _lines(cell: Sequence[str | Marked]) -> str:
