@@ -54,6 +54,29 @@ def regular_matrix(moment: SecondMoment) -> Float[Tensor, "d_mlp d_mlp"]:
     return regular
 
 
+MOST_NORM = 10.0
+"""The change of a layer over its weights, in Frobenius norms: more than this is warned of."""
+
+
+def warn_of_norm(moment: SecondMoment, relative_norm: float, operation: str, *, inverse: bool, stacklevel: int) -> None:
+    """Warn of a change that dwarfs the weights that it is added to.
+
+    ``C^-1`` makes it so where directions of keys are hardly ever met in the texts: they cost nothing, and typical
+    values feel nothing of it; a text that does meet them will. Methods that do not solve with it have no ``inverse``.
+    """
+    if not relative_norm > MOST_NORM:
+        return
+    remedy = "choose another layer, lower clamp_norm_factor, or make fewer edits at once"
+    if inverse and moment.count and moment.condition_number > 1e7:
+        remedy = "solve with a ridge, e.g. moments.with_ridge(1e-3), measure on more texts, or choose another layer"
+    warnings.warn(
+        f"{operation}: the change of layer {moment.layer} is more than {MOST_NORM:.0f} times as large as its W_out "
+        f"(diagnostics['relative_norm']); typical values feel far less of it (diagnostics['disturbance']), but a text "
+        f"with other keys than those in the second moment will; {remedy}.",
+        stacklevel=stacklevel + 1,
+    )
+
+
 def warn_of_bos(moment: SecondMoment, prepend_bos: bool, operation: str, *, stacklevel: int) -> None:
     """Warn where prompts begin with a BOS and the texts of the second moment did not.
 

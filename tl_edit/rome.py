@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import host, tokens
-from tl_edit.arguments import as_moments, moment_of, warn_of_bos
+from tl_edit.arguments import as_moments, moment_of, warn_of_bos, warn_of_norm
 from tl_edit.edit import Edit, LowRank
 from tl_edit.forward import length
 from tl_edit.host import Model
@@ -221,8 +221,8 @@ def rome_edit(
             edit that is likely to ruin the model; each message says what to do.
 
     Warns:
-        UserWarning: Of such an edit, by default, and where the search found no value that makes the target likelier
-            than not; it is written all the same.
+        UserWarning: Of such an edit, by default; of a change that dwarfs the weights of its layer; and where the search
+            found no value that makes the target likelier than not. It is written all the same.
     """
     operation = "rome_edit"
     host.check_ready(model, operation)
@@ -247,6 +247,7 @@ def rome_edit(
     update = rome_update(moment.cholesky, key, value, found.v_star, direction_key=direction_key)
     diagnostics = _diagnostics(model, moment, update, key, read, found)
     _guard(operation, request, config, diagnostics)
+    warn_of_norm(moment, float(diagnostics["relative_norm"]), operation, inverse=True, stacklevel=2)
     if found.target_prob < 0.5:
         warnings.warn(
             f"{operation}: for {request} no value was found that makes the target likelier than not (probability "

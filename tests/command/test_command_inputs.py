@@ -46,6 +46,7 @@ EIFFEL = ("--subject", "Eiffel Tower")
         (("edit", *EIFFEL, "--moments", "none.npz"), ("--moments none.npz", "no such file")),
         (("edit", *EIFFEL, "--out", "no/such/folder/rome.safetensors"), ("--out no/such/folder", "is not there")),
         (("evaluate", "--limit", 1, "--out", "."), ("--out .", "is a folder")),
+        (("edit", *EIFFEL, "--ridge", -1), ("--ridge -1.0", "0 or more", "1e-3")),
         (("edit", *EIFFEL, "--layers", 0, 1), ("layers [0, 1] are given", "--layer")),
         (("reproduce", "rome-counterfact", "--layers", 0, 1), ("--layers is for MEMIT",)),
         (("edit", "--records", "bundled", "--limit", 2), ("--method rome edits one record", "--method memit", "sweep")),
@@ -139,6 +140,16 @@ def test_moments_that_do_not_fit(run, moments, tmp_path, fact_model, tiny_folder
     code, _, err = run("edit", *EIFFEL, "--moments", "statistics.npz")
     assert code == 2
     assert "does not say which layer" in err
+
+
+def test_a_ridge_bounds_a_change_that_dwarfs_its_layer(run, moments):
+    ask = ("edit", *EIFFEL, "--target-new", "Rome", "--layer", 1, "--moments", moments)
+    _, large, err = run(*ask, "--json")
+    assert "more than 10 times as large as its W_out" in err
+    assert "e.g. --ridge 1e-3" in err
+    _, small, err = run(*ask, "--ridge", "1e-3", "--json")
+    assert "times as large" not in err
+    assert json.loads(large)["norms"]["1"] > 10 * json.loads(small)["norms"]["1"]
 
 
 @pytest.mark.filterwarnings("ignore:.*counts keys at a BOS")

@@ -203,7 +203,7 @@ def test_every_help_ends_with_the_exit_codes(capsys):
         ("out of memory; pass batch_size=64.", "out of memory; pass --batch-size 64."),
         ("a larger max_tokens, and no folder; pass folder=.", "a larger --max-tokens, and no folder; pass --folder."),
         ("it; read it with read_known_facts, for trace_facts.", "it; give it to --facts of the command trace."),
-        ("more texts, or solve with a ridge, e.g. moment.with_ridge(1e-3).", "more texts."),
+        ("solve with a ridge, e.g. moment.with_ridge(1e-3).", "solve with a ridge, e.g. --ridge 1e-3."),
         (
             "unknown; rename or leave out with columns={'a': 'b', 'c': None}.",
             "unknown; rename them in the file, or leave them out there.",

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from tl_edit import (
     Edit,
     EditRequest,
     MEMITConfig,
+    ROMEConfig,
     SecondMoment,
     SecondMoments,
     attach,
@@ -25,8 +27,10 @@ from tl_edit import (
     memit_edit,
     memit_update,
     optimize_values,
+    rome_edit,
     second_moment,
 )
+from tl_edit.factworld import fact_texts
 from tl_edit.memit.requests import Asked, Contexts
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no value was found that makes the target:UserWarning")
@@ -42,6 +46,25 @@ TEXTS = [f"{text} {other}" for text in tiny_tokenizers.CORPUS for other in tiny_
 
 def edit_of(model, moments, requests=REQUESTS, **others):
     return memit_edit(model, requests, moments, **{"config": CONFIG, "progress": False, **others})
+
+
+@pytest.mark.parametrize(
+    ("editor", "settings"),
+    [
+        (memit_edit, {"progress": False}),
+        (rome_edit, {"layer": 1, "config": ROMEConfig(n_prefixes=0, v_num_grad_steps=5)}),
+    ],
+)
+def test_a_change_that_dwarfs_its_layer_is_warned_of_unless_a_ridge_bounds_it(fact_model, editor, settings):
+    """The bundled model's layer 1 has neurons that hardly ever fire."""
+    moments = second_moment(fact_model, fact_texts(), [0, 1], progress=False)
+    request = EditRequest("The {} is located in", "Eiffel Tower", "Rome", "Paris")
+    with pytest.warns(UserWarning, match=r"of layer 1 is more than 10 times .* e\.g\. moments\.with_ridge\(1e-3\)"):
+        large = editor(fact_model, request, moments, apply=False, **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*times as large")
+        small = editor(fact_model, request, moments.with_ridge(1e-3), apply=False, **settings)
+    assert large.diagnostics["disturbance"] == pytest.approx(small.diagnostics["disturbance"], rel=0.1)
 
 
 def moments_of(model, layers=(0, 1)):

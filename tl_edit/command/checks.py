@@ -35,9 +35,10 @@ def check(options: argparse.Namespace) -> None:
     """
     for option, least in LEAST.items():
         _check_least(option, given(options, option), least)
-    noise = given(options, "--noise")
-    if noise is not None and not 0 <= noise < math.inf:
-        raise ValueError(f"--noise {noise}: expected a number, 0 or more; the papers' is 3.")
+    for option, advice in (("--noise", "the papers' is 3"), ("--ridge", "try 1e-3")):
+        number = given(options, option)
+        if number is not None and not 0 <= number < math.inf:
+            raise ValueError(f"{option} {number}: expected a number, 0 or more; {advice}.")
     layers: list[int] = given(options, "--layers") or []
     if len(set(layers)) < len(layers):
         raise ValueError(f"--layers {' '.join(map(str, layers))}: a layer is there twice; expected each once.")

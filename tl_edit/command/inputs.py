@@ -140,6 +140,10 @@ def measure_of(options: argparse.Namespace, model: Model) -> Measure:
     """How to come by second moments: from the user's files, or measured, once; a folder of ours gets what it lacks."""
 
     def measure(layers: Sequence[int]) -> SecondMoments:
+        found = read_or_measured(layers)
+        return found if options.ridge is None else found.with_ridge(options.ridge)
+
+    def read_or_measured(layers: Sequence[int]) -> SecondMoments:
         paths: list[Path] = options.moments or []
         folder = paths[0] if len(paths) == 1 and _is_ours(paths[0]) else None
         known = _read_moments(paths, layers, model, may_lack=folder is not None) if paths else SecondMoments([])

@@ -86,6 +86,13 @@ def edit_options() -> argparse.ArgumentParser:
     group.add_argument(
         "--max-tokens", type=int, metavar="N", help="measure on the first N tokens; ten times d_mlp is a fair start"
     )
+    group.add_argument(
+        "--ridge",
+        type=float,
+        metavar="X",
+        help="solve with X times the mean square of the keys on the moments' diagonal (default: what the files say, "
+        "none where measured)",
+    )
     return parser
 
 

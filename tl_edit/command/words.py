@@ -18,7 +18,7 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"read it with read_records", "give it to --records"),
     (r"TfIdf\.fit\(texts\)", "leave --tfidf out"),
     (r"call second_moment\(\.\.\.\) with", "measure again with --texts of"),
-    (r", or solve with a ridge, e\.g\. moment\.with_ridge\([^)]*\)", ""),
+    (r"\bmoments?\.with_ridge\(([^)]*)\)", r"--ridge \1"),
     (r"files of the published programs are for SecondMoment.*", "or name another."),
     # Arguments.
     (r"\bprepend_bos=True\b", "--prepend-bos"),

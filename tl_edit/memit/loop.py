@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
-from tl_edit.arguments import as_moments, moment_of, warn_of_bos
+from tl_edit.arguments import as_moments, moment_of, warn_of_bos, warn_of_norm
 from tl_edit.edit import Edit, LowRank, check_untouched, plus
 from tl_edit.forward import length, lengths
 from tl_edit.host import Model
@@ -158,6 +158,7 @@ def spread(
             moment = by_layer[layer]
             deltas[layer], own = method.solve(moment, keys, residuals)
             own |= _distances(goals, now) | _sizes(model, moment, keys, deltas[layer])
+            warn_of_norm(moment, own["relative_norm"], operation, inverse=method.needs_factor, stacklevel=3)
             for name, number in own.items():
                 notes.setdefault(name, {})[layer] = number
             statistics[layer] = repr(moment)

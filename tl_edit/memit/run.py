@@ -72,7 +72,7 @@ def memit_edit(
         The edit, which can take itself back. Its ``diagnostics``, by layer: ``residual`` (mean distance to the values
         before the layer's change, in units of the block output), ``relative_residual`` (over the length of the value),
         ``key_rarity`` (mean of k^T C^-1 k / d_mlp; 1 for typical keys, and the greater, the more an edit moves),
-        ``weight``, ``relative_norm`` (|D| / |W_out|; it can be large where some neurons hardly ever fire, and harmless)
+        ``weight``, ``relative_norm`` (|D| / |W_out|; large where neurons hardly ever fire, see `SecondMoment.ridge`)
         and ``disturbance`` (root mean square of what typical values move by, over the length of what ``W_out`` answers
         to the requests' keys; well below 1 where little else moves). By request: ``target_prob`` (geometric mean over
         its tokens and over prefixes), ``delta_ratio``, ``losses`` (nats) and ``converged`` (``target_prob`` of at least
@@ -83,7 +83,8 @@ def memit_edit(
         MemoryError: See `optimize_values`.
 
     Warns:
-        UserWarning: Naming requests for which the search did not make the target likelier than not.
+        UserWarning: Naming requests for which the search did not make the target likelier than not, and layers whose
+            change dwarfs their weights.
     """
     operation = "memit_edit"
     settings = effective(
