@@ -4,10 +4,10 @@
 
 Settings were chosen on development facts (even index in ``facts()``); what is printed here is measured on test facts
 (odd index), each of another subject. Nothing is shared between methods but the values of equal searches, which are
-found once. All solve with a ridge of 1e-3: without one (``--ridge 0``, as the published programs) edits of the bundled
-model's layer 1 are a hundred times as large as its weights, where no key ever points, and a random change of that size
-is no fair control. "Kept" is the rate at which facts about subjects that no edit touches are still the likeliest answer, out of
-those that were before; it is taken over the same facts throughout.
+found once. All solve with a ridge of 1e-3: without one (``--ridge 0``, as the published programs do) edits of the
+bundled model's layer 1 are a hundred times as large as its weights, where no key ever points, and a random change of
+that size is no fair control. "Kept" is the rate at which facts about subjects that no edit touches are still the
+likeliest answer, out of those that were before; it is taken over the same facts throughout.
 """
 
 import argparse
