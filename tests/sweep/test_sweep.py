@@ -332,6 +332,20 @@ def test_edits_computed_with_another_bos_are_warned_of(model):
         sweep(model, RECORDS[:1], {"any": any_edit}, progress=False, prepend_bos=False)
 
 
+def test_what_editors_warn_of_edit_by_edit_is_said_once_for_each_method(model):
+    def hesitant(model, requests):
+        warnings.warn(f"rome_edit: for {requests[0]} no value was found.", stacklevel=2)
+        warnings.warn(f"something else about {requests[0]}", stacklevel=2)
+        return any_edit(model, requests)
+
+    with pytest.warns(UserWarning, match="no value was found") as said:
+        sweep(model, RECORDS, {"a": hesitant, "b": lambda *given: hesitant(*given)}, **SETTINGS)
+    words = [str(warning.message) for warning in said]
+    assert sum("no value was found" in each for each in words) == 2
+    assert any("Further edits of 'b' are not warned of" in each for each in words)
+    assert sum("something else about" in each for each in words) == 2 * len(RECORDS)
+
+
 def test_neighborhoods_that_nobody_has_are_not_measured(model):
     bare = EditRecord(RECORDS[0].request)
     for wanted in ({"kl": True}, {"distracted": True}):

@@ -26,6 +26,9 @@ from tl_edit.sweep.folder import OPERATION, SweepFolder
 from tl_edit.sweep.methods import Derived, Method, Switchable, Unedited
 from tl_edit.sweep.result import Outcome
 
+OF_SINGLE_EDITS = ("no value was found", "likely to disable", "times as large as its W_out")
+"""Parts of what editors warn of for one request after another."""
+
 
 class BadMethodError(ValueError):
     """A method that breaks the rules, which is no failure on a record."""
@@ -161,7 +164,7 @@ class Runner:
                 )
             return method.derive(made)
         if id(method) not in edits:
-            with self._nothing_applied(name):
+            with self._nothing_applied(name), self._once(name):
                 made = cast(object, method(self.model, requests))
             if not isinstance(made, Switchable) or inspect.isclass(made):
                 raise BadMethodError(
@@ -171,6 +174,22 @@ class Runner:
             self._check_bos(name, made)
             edits[id(method)] = made
         return edits[id(method)]
+
+    @contextmanager
+    def _once(self, name: str) -> Generator[None, None, None]:
+        """Of what an editor warns of edit by edit, only the first is said: a sweep's scores tell of them all."""
+        with warnings.catch_warnings(record=True) as said:
+            yield
+        for warning in said:
+            words = str(warning.message)
+            often = next((each for each in OF_SINGLE_EDITS if each in words), None)
+            key = f"{name}, {often}"
+            if often is not None and key not in self._warned:
+                self._warned.add(key)
+                words += f" Further edits of {name!r} are not warned of; their scores tell."
+            elif often is not None:
+                continue
+            warnings.warn(words, warning.category, stacklevel=2)
 
     @contextmanager
     def _nothing_applied(self, name: str) -> Generator[None, None, None]:
