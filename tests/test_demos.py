@@ -2,11 +2,18 @@
 
 import ast
 import base64
+import inspect
 import re
 
 import demos_run
 import nbformat
 import pytest
+import transformer_lens
+
+import tl_edit
+from tl_edit.data.published import FILES
+from tl_edit.factworld.records import sample_records
+from tl_edit.moment.corpora import NAMED
 
 NOTEBOOKS = sorted(demos_run.DEMOS.glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -72,6 +79,47 @@ def test_they_are_numbered_say_how_to_change_the_model_and_end_with_a_check():
         assert notebook.cells[0].cell_type == "markdown"
         assert sum(cell.source.startswith("# --- GPT-2 XL ---") for cell in code_cells(notebook)) == 1
         assert "\nassert " in notebook.cells[-1].source
+
+
+@each_notebook
+def test_the_cell_that_changes_the_model(path, monkeypatch, fact_model, world):
+    """It is never run as it stands, so: with the bundled model for GPT-2 XL's, and calls that are checked."""
+    cells = [cell.source for cell in code_cells(nbformat.read(path, as_version=4))]
+    (at,) = (i for i, source in enumerate(cells) if source.startswith("# --- GPT-2 XL ---"))
+    code = "\n".join(line.removeprefix("#").removeprefix(" ") for line in cells[at].splitlines()[1:])
+    loaded = []
+
+    class Loader:
+        @staticmethod
+        def from_pretrained_no_processing(name, *, default_prepend_bos):
+            loaded.append((name, default_prepend_bos))
+            return fact_model
+
+    def reader(name, known, found):
+        real = inspect.signature(getattr(tl_edit, name))
+
+        def read(*given, **others):
+            source = real.bind(*given, **others).arguments["source"]
+            assert source in known
+            return found
+
+        monkeypatch.setattr(tl_edit, name, read)
+
+    # Version 4 has none, and says so where one asks.
+    monkeypatch.setitem(vars(transformer_lens), "HookedTransformer", Loader)
+    reader("read_records", FILES, sample_records(world[:40], world, 3, seed=0))
+    reader("read_known_facts", FILES, [(fact.trained_templates[0], fact.subject, fact.object) for fact in world[:3]])
+    reader("read_texts", NAMED, ["A text.", "Another."])
+    names = {}
+    exec(compile(code, path.name, "exec"), names)
+    assert loaded == [("gpt2-xl", False)]
+    assigned = {name for name, value in names.items() if not name.startswith("__") and not callable(value)} | {"model"}
+    before = {
+        node.id
+        for node in ast.walk(ast.parse("\n".join(cells[:at])))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    assert assigned - {"HookedTransformer", "beyond"} <= before, "it only changes what the cells above have set"
 
 
 def test_only_the_script_of_a_view_is_left_out():
