@@ -11,6 +11,13 @@ from tl_edit.factworld import Fact, facts, load_fact_model
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest first: at the end one process would wait for the other's."""
+    items.sort(
+        key=lambda item: not item.nodeid.startswith(("tests/test_demos.py", "tests/edit/test_many_operations.py"))
+    )
+
+
 @pytest.fixture(scope="session")
 def golden():
     return read_golden(GOLDEN)

@@ -1,4 +1,4 @@
-"""Ten thousand operations in random order, on several models at once; after each one every weight is compared.
+"""Five thousand random operations for each interface, on several models at once; after each all weights are compared.
 
 What the weights must be is known from a plain list beside each model: its base, and the edits that are on. It is a
 process of its own, because the shape checks of the test run would take ten times as long; to see the counts:
@@ -25,7 +25,7 @@ from some_edits import make_edit, weights
 
 from tl_edit import Edit, applied_edits, host
 
-EXAMPLES, LENGTH = 200, 50
+EXAMPLES, LENGTH = 100 * len(tiny_models.interfaces()), 50
 LAYERS = ((0,), (1,), (0, 2), (0, 1, 2))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
