@@ -1,6 +1,6 @@
 """Many edits of the bundled model: efficacy, and what else moves, as the number of edits grows.
 
-``python tests/benchmarks/many_edits.py`` takes an hour and a half or so on one core; ``--n 1 10 100`` some minutes.
+``python tests/benchmarks/many_edits.py`` takes half an hour to an hour on one core; ``--n 1 10 100`` some minutes.
 
 Settings were chosen on development facts (even index in ``facts()``); what is printed here is measured on test facts
 (odd index), each of another subject. Nothing is shared between methods but the values of equal searches, which are
