@@ -114,6 +114,45 @@ def test_a_browser_shows_every_view_and_runs_nothing_of_the_data(tmp_path):
     assert "img" not in read.tags
 
 
+NOTEBOOK = """
+:root { --ink: rgba(0,0,0,.87); --row: #f5f5f5; --paper: #fff }
+@media (prefers-color-scheme: dark) { :root { --ink: #fff; --row: #424242; --paper: #111 } }
+body { background: var(--paper); color: var(--ink) }
+table { border: none; color: var(--ink); font-size: 13px; table-layout: fixed; margin: 0 auto }
+td, th, tr { vertical-align: middle; padding: .5em; line-height: normal; white-space: normal; border: none }
+td, th, tr { text-align: right }
+tbody tr:nth-child(odd) { background: var(--paper) }
+tbody tr:nth-child(even) { background: var(--row) }
+"""
+"""What notebooks do to tables, in the colours of their theme."""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_is_read_on_light_and_dark_pages_and_on_narrow_ones(tmp_path, dark):
+    values = torch.linspace(-1, 1, len(INLINE), dtype=torch.float64)
+    long = " ".join(["a context of many tokens"] * 20)
+    line = show.Marked(tokens=INLINE, values=values, label="1.64", before=long, after=long)
+    wide = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) - 0.5
+    shown = [
+        show.marked_table([[["a"], [line, "b"]]] * 3, columns=["c", "d"], heading="h", note="n"),
+        show.heatmaps_html(
+            [wide], titles=["t"], rows=list("abc"), columns=list(map(str, range(200))), heading="h", unit="u"
+        ),
+        show.table([("a" * 20,) * 20] * 3, columns=["b" * 20] * 20, heading="h"),
+        *(make().static for make in VIEWS.values()),
+    ]
+
+    class All:
+        def _repr_html_(self):
+            return "".join(shown)
+
+    page = show.page([All()], title="t").replace("</style>", f"{NOTEBOOK}</style>")
+    found, document = browser.report(page, tmp_path, dark=dark, width=500)
+    assert found["faint"] == []
+    assert found["wide"] <= 500
+    assert "white-space:pre-wrap" not in document
+
+
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "ünïcode 🙂.html"
     path.write_text("old", "utf-8")

@@ -14,7 +14,7 @@ from tl_edit.show.marked import Marked, marked_table
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
 from tl_edit.show.text import spaced, visible
-from tl_edit.show.view import View, joined
+from tl_edit.show.view import View
 
 __all__ = [
     "BOTH_WAYS",
@@ -24,7 +24,6 @@ __all__ = [
     "frame",
     "frame_of_rows",
     "heatmaps_html",
-    "joined",
     "layers_view",
     "log_probs_view",
     "marked_table",
