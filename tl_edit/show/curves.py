@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
-from tl_edit.show.figures import GREY, label_places, one_axes, several_axes, shown_once, wrapped
+from tl_edit.show.figures import GREY, add_scale, fitted, label_places, one_axes, say, several_axes, wrapped
+from tl_edit.show.text import drawable
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of Okabe and Ito for colour-blind readers, those that are seen both on white and on black."""
@@ -72,9 +73,9 @@ def plot_lines(
     axis.set_yscale(yscale)
     if whole:
         _whole_ticks(axis)
-    _say(axis, xlabel, ylabel, title)
-    _legend(made, axis, drawn)
-    return shown_once(made, axis)
+    say(axis, xlabel, ylabel, title)
+    legend_below(made, axis, drawn)
+    return fitted(made, axis)
 
 
 def plot_losses(
@@ -128,17 +129,14 @@ def plot_panels(
         drawn = _draw_lines(axis, x, lines, (bands or {}).get(title, {}))
         _whole_ticks(axis)
         axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-        _say(axis, xlabel, ylabel if axis is axes[0] else "", title)
-    _legend(made, axes[-1], drawn)
+        say(axis, xlabel, ylabel if axis is axes[0] else "", title)
+    legend_below(made, axes[-1], drawn)
     if made is None:
         # One scale for axes that were made apart, too.
         ends = [end for axis in axes for end in axis.get_ylim()]
         for axis in axes:
             axis.set_ylim(min(ends), max(ends))
-    elif heading:
-        made.suptitle(wrapped(heading, int(14 * size[0])), fontsize="medium", parse_math=False)
-    shown_once(made)
-    return axes[0] if len(axes) == 1 else axes
+    return fitted(made, axes[0] if len(axes) == 1 else axes, heading)
 
 
 def plot_bars(
@@ -181,19 +179,17 @@ def plot_bars(
             _add_whiskers(axis, places, values, ends, flat, ink)
         if len(bars) * len(groups) <= MOST_NUMBERS:
             _add_numbers(axis, places, values, ends[1], flat)
-    label_places(axis, list(map(float, range(len(groups)))), groups, rows=flat)
+    label_places(axis, range(len(groups)), groups, rows=flat)
     axis.axvline(0, color=GREY, linewidth=0.8) if flat else axis.axhline(0, color=GREY, linewidth=0.8)
     if flat:
         axis.set_ylim(len(groups) - 0.4, -0.6)
         axis.margins(x=0.12)
     else:
         axis.margins(y=0.1)
-    _say(axis, ylabel if flat else "", "" if flat else ylabel, "" if flat and made is not None else title)
-    if flat and made is not None:
-        made.suptitle(wrapped(title, int(11 * made.get_figwidth())), fontsize="medium", parse_math=False)
+    say(axis, ylabel if flat else "", "" if flat else ylabel, "" if flat and made is not None else title)
     if len(bars) > 1:
-        _legend(made, axis, drawn)
-    return shown_once(made, axis)
+        legend_below(made, axis, drawn)
+    return fitted(made, axis, title if flat else "")
 
 
 def plot_points(
@@ -217,12 +213,11 @@ def plot_points(
     look = {"color": PALETTE[0]} if shade is None else {"c": shade.numpy(), "cmap": "viridis"}
     points = axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.8, edgecolors=GREY, linewidths=0.7, **look)
     if shade is not None:
-        bar = axis.figure.colorbar(points, ax=axis)
-        bar.set_label(shade_label, parse_math=False)
+        bar = add_scale(axis, points, shade_label)
         bar.locator.set_params(integer=bool((shade == shade.round()).all()))
         bar.update_ticks()
-    _say(axis, xlabel, ylabel, title)
-    return shown_once(made, axis)
+    say(axis, xlabel, ylabel, title)
+    return fitted(made, axis)
 
 
 def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mapping[str, Interval]) -> list[Any]:
@@ -267,31 +262,16 @@ def _add_numbers(axis: Any, places: Sequence[float], values: Values, above: Valu
         axis.annotate(text, place_at, shift, textcoords="offset points", fontsize="x-small", **look)
 
 
-def _say(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
-    """Labels that fit their sides."""
-    box = axis.get_window_extent()
-    across, up = (max(16, int(13 * side / axis.figure.dpi)) for side in (box.width, box.height))
-    axis.set_xlabel(wrapped(xlabel, across), parse_math=False)
-    axis.set_ylabel(wrapped(ylabel, up), parse_math=False)
-    axis.set_title(wrapped(title, across), fontsize="medium", parse_math=False)
-
-
 def _whole_ticks(axis: Any) -> None:
     axis.xaxis.set_major_locator(extra("matplotlib.pyplot", "plot").MaxNLocator(integer=True))
 
 
 def in_legend(name: str) -> str:
     """In a legend, which leaves out what begins with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    return drawable(f" {name}" if name.startswith("_") else name)
 
 
-def in_words(legend: Any) -> None:
-    """Nothing in a legend is mathematics."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
+def legend_below(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
     """Below the axes of a new figure, where it hides nothing."""
     if not drawn:
         return
@@ -303,4 +283,5 @@ def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
         legend = axis.legend(handles=drawn, ncols=columns, frameon=False, **look)
     else:
         legend = figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False)
-    in_words(legend)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
