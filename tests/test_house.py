@@ -15,6 +15,7 @@ PACKAGE = Path(tl_edit.__file__).parent
 FLOORS = {
     "host": 0,
     "digest": 0,
+    "counted": 0,
     "processes": 0,
     "request": 0,
     "settings": 0,

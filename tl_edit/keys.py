@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.forward import activations, at_least_float32
 from tl_edit.host import Model
 from tl_edit.request import EditRequest, as_prefixes, as_requests
@@ -101,8 +102,8 @@ class KeysValues:
 
     def __repr__(self) -> str:
         return (
-            f"KeysValues({len(self.requests)} requests, layers {list(self.layers)}, "
-            f"mean over {1 + len(self.prefixes)} contexts)"
+            f"KeysValues({counted(len(self.requests), 'request')}, layers {list(self.layers)}, "
+            f"mean over {counted(1 + len(self.prefixes), 'context')})"
         )
 
 
