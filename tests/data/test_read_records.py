@@ -603,7 +603,7 @@ def test_slices_are_records_of_the_same_source():
 def test_records_and_facts_show_their_first_rows():
     asked = EditRecord(EditRequest("{} is in", "<b>", "Rome"), paraphrase_prompts=("a", "b"))
     page = Records([asked] * 12, source="</script>", schema="own")._repr_html_()
-    assert page.count("<tr>") == 1 + 10
+    assert page.count("</tr>") == 1 + 10
     assert "the first 10 are shown" in page
     assert "&lt;b&gt; is in" in page
     assert "<b>" not in page

@@ -259,7 +259,7 @@ def test_a_moment_shows_what_was_measured_and_its_spectrum():
     line, ridge = axis.lines
     assert axis.get_yscale() == "log"
     assert list(line.get_ydata())[:3] == pytest.approx([9.0, 4.0, 1.0])
-    assert line.get_label() == "layer 2: 10.0 tokens per dimension, 1 eigenvalues are 0"
+    assert line.get_label() == "layer 2: 10.0 tokens per dimension, 1 eigenvalue of 0"
     assert list(ridge.get_ydata()) == [1.75, 1.75]
     both = SecondMoments([moment, identity])
     assert len(both.plot().lines) == 3

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tl_edit import show
+from tl_edit.counted import counted
 
 if TYPE_CHECKING:
     from tl_edit.moment.result import SecondMoment
@@ -45,7 +46,8 @@ def plot_spectra(moments: Sequence["SecondMoment"], ax: Any) -> Any:
         positive = values > ROUNDING * values.max()
         none = int((~positive).sum())
         per_dimension = f"{moment.count / moment.d_mlp:.1f} tokens per dimension" if moment.count else "identity"
-        name = f"layer {moment.layer}: {per_dimension}" + (f", {none:,} eigenvalues are 0" if none else "")
+        zeros = f", {counted(none, 'eigenvalue')} of 0" if none else ""
+        name = f"layer {moment.layer}: {per_dimension}{zeros}"
         lines[name] = torch.where(positive, values, torch.nan)
         if moment.ridge:
             levels[f"layer {moment.layer}: ridge {moment.ridge:g}"] = moment.added
