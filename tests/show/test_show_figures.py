@@ -10,7 +10,7 @@ import torch
 from hostile import TOKENS
 
 from tl_edit import show
-from tl_edit.show.curves import PALETTE
+from tl_edit.show.curves import MOST_BARS, PALETTE
 from tl_edit.show.figures import MOST_LABELS
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -247,6 +247,25 @@ def test_lying_bars_begin_at_the_top():
     assert low > high
     assert axis.get_xlabel() == "u"
     assert axis.get_legend() is None
+
+
+def test_of_many_lying_bars_the_first_are_drawn_and_the_others_told_of():
+    n = MOST_BARS + 2000
+    values = torch.arange(n, dtype=torch.float64)
+    names = {"groups": [f"g{i}" for i in range(n)], "ylabel": "u", "flat": True}
+    axis = show.plot_bars({"a": values}, None, **names, intervals={"a": (values, values)})
+    assert [patch.get_width() for patch in axis.patches] == list(range(MOST_BARS))
+    assert axis.get_xlabel() == "u (2,000 more are left out)"
+    assert axis.figure.get_figheight() < 30
+
+
+def test_many_lines_are_told_apart_by_a_scale():
+    lines = {f"layer {i}": X + i for i in range(48)}
+    shade = {name: float(i) for i, name in enumerate(lines)}
+    axis = show.plot_lines(X, lines, None, xlabel="x", ylabel="y", shade=shade, shade_label="layer")
+    assert len({line.get_color() for line in axis.lines}) == 48
+    assert axis.figure.axes[1].get_ylabel() == "layer"
+    assert not axis.figure.legends
 
 
 def test_a_matrix_has_its_numbers_where_there_is_room():

@@ -17,6 +17,8 @@ MARKERS = "o^vDsP"
 """With a colour each; from the seventh line on colours come again, with other markers."""
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 MOST_MARKERS = 16
+MOST_BARS = 60
+"""Groups of lying bars that are drawn, the first ones."""
 MOST_NUMBERS = 32
 """Bars that have their numbers."""
 
@@ -37,6 +39,8 @@ def plot_lines(
     right_label: str = "",
     bands: Mapping[str, Interval] | None = None,
     levels: Mapping[str, float] | None = None,
+    shade: Mapping[str, float] | None = None,
+    shade_label: str = "",
     yscale: str = "linear",
     whole: bool = False,
 ) -> Any:
@@ -53,6 +57,9 @@ def plot_lines(
         right_label: What these are.
         bands: Intervals of some of the lines, by their names.
         levels: Horizontal lines for comparison, by name.
+        shade: Of each line a number that tells its colour, on a scale at the side in place of a legend; for more lines
+            than can be told apart by name.
+        shade_label: What these are.
         yscale: matplotlib's name of the scale, e.g. "log".
         whole: Whether ``x`` are whole numbers, and nothing lies between them.
 
@@ -61,6 +68,9 @@ def plot_lines(
     """
     made, axis = one_axes(ax, (5.5, 3.6))
     drawn = _draw_lines(axis, x, lines, bands or {})
+    if shade:
+        _shade_lines(axis, drawn, [shade[name] for name in lines], shade_label)
+        drawn = []
     for i, (name, level) in enumerate((levels or {}).items()):
         drawn.append(axis.axhline(level, color=GREY, linestyle=("--", ":", "-.")[i % 3], label=in_legend(name)))
     if right:
@@ -158,11 +168,15 @@ def plot_bars(
         ylabel: What the values are.
         title: Text above.
         intervals: Lower and upper ends, by name; NaN where there are none.
-        flat: Whether bars lie, first at the top, as suits long names of groups.
+        flat: Whether bars lie, first at the top, as suits long names of groups; of many the first are drawn.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    if flat and len(groups) > MOST_BARS:
+        ylabel += f" ({len(groups) - MOST_BARS:,} more are left out)"
+        groups, bars = groups[:MOST_BARS], {name: values[:MOST_BARS] for name, values in bars.items()}
+        intervals = {name: (low[:MOST_BARS], high[:MOST_BARS]) for name, (low, high) in (intervals or {}).items()}
     n = len(groups) * (len(bars) + 0.6)
     longest = 0.07 * min(80, max(map(len, groups), default=0))
     made, axis = one_axes(ax, (3.5 + longest, 1.4 + 0.24 * n) if flat else (min(14.0, 2.4 + 0.34 * n), 3.8))
@@ -213,11 +227,23 @@ def plot_points(
     look = {"color": PALETTE[0]} if shade is None else {"c": shade.numpy(), "cmap": "viridis"}
     points = axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.8, edgecolors=GREY, linewidths=0.7, **look)
     if shade is not None:
-        bar = add_scale(axis, points, shade_label)
-        bar.locator.set_params(integer=bool((shade == shade.round()).all()))
-        bar.update_ticks()
+        _whole_scale(add_scale(axis, points, shade_label), list(map(float, shade)))
     say(axis, xlabel, ylabel, title)
     return fitted(made, axis)
+
+
+def _shade_lines(axis: Any, drawn: Sequence[Any], numbers: Sequence[float], label: str) -> None:
+    pyplot = extra("matplotlib.pyplot", "plot")
+    scale = pyplot.cm.ScalarMappable(pyplot.Normalize(min(numbers), max(numbers)), "viridis")
+    for line, number in zip(drawn, numbers, strict=True):
+        line.set(color=scale.to_rgba(number), marker="")
+    _whole_scale(add_scale(axis, scale, label), numbers)
+
+
+def _whole_scale(bar: Any, numbers: Sequence[float]) -> None:
+    """No halves of layers beside a scale of layers."""
+    bar.locator.set_params(integer=all(number == round(number) for number in numbers))
+    bar.update_ticks()
 
 
 def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mapping[str, Interval]) -> list[Any]:
@@ -278,6 +304,8 @@ def legend_below(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
     widest = max(len(each.get_label()) for each in drawn)
     room = 11 * (figure.get_figwidth() if figure is not None else axis.get_window_extent().width / axis.figure.dpi)
     columns = max(1, min(len(drawn), int(room / (widest + 7))))
+    # As many in each line.
+    columns = -(-len(drawn) // -(-len(drawn) // columns))
     if figure is None:
         look: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "fontsize": "small"}
         legend = axis.legend(handles=drawn, ncols=columns, frameon=False, **look)

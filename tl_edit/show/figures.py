@@ -38,6 +38,7 @@ def plot_heatmaps(
     heading: str = "",
     xlabels: Sequence[str] = (),
     per_line: int | None = None,
+    choice: str = "kind",
 ) -> Any:
     """Heatmaps side by side in matplotlib, on one scale; returns the axes, one or a list.
 
@@ -53,6 +54,7 @@ def plot_heatmaps(
         heading: Text above all of a new figure.
         xlabels: What columns are, for each table; "layer" where not given.
         per_line: Heatmaps in a line; None for all.
+        choice: What the caller calls the choice of one of them, for who gives too few axes.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -63,7 +65,7 @@ def plot_heatmaps(
     widest = max((len(visible(label)) for label in rows), default=1)
     height = 0.6 + 0.22 * min(len(rows), MOST_LABELS)
     size = (2.7 * across + 0.09 * min(widest, 40) + 0.8, (height + 0.6) * lines + 0.3 * bool(heading))
-    made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=", or choose with kind=")
+    made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=f", or choose with {choice}=")
     top = max(1e-9, largest(tables))
     tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
     bounds = (-top, top) if low is None else (low, max([low + 1e-9, *tops]))
