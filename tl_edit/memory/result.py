@@ -134,8 +134,7 @@ class KeyValueMemory:
             )
         generator = torch.Generator().manual_seed(seed)
         found: list[Tensor] = []
-        for layer in self.layer_axis:
-            own = self._of_layer(layer)
+        for own in self._of_layers():
             following, top = self.next_id[own, 0], self.top_ids[own, 0]
             n = int((following >= 0).sum()) if len(top) > 1 else 0
             hits = torch.full((n_draws,), torch.nan, dtype=torch.float64)
@@ -149,8 +148,7 @@ class KeyValueMemory:
     def _agrees_elsewhere(self) -> Float[Tensor, "memory trigger"]:
         """Of each trigger, the share of the layer's other values whose top token follows it."""
         found = torch.full(self.next_id.shape, torch.nan, dtype=torch.float64)
-        for layer in self.layer_axis:
-            own = self._of_layer(layer)
+        for own in self._of_layers():
             top, following = self.top_ids[own, 0], self.next_id[own]
             counts = torch.bincount(top, minlength=int(max(top.max(), following.max())) + 1)
             others = counts[following.clamp(min=0)] - (following == top[:, None]).long()
@@ -159,10 +157,12 @@ class KeyValueMemory:
         return found
 
     def _by_layer(self, values: Float[Tensor, "memory trigger"]) -> Float[Tensor, "layer trigger"]:
-        return torch.stack([values[self._of_layer(layer)].nanmean(dim=0) for layer in self.layer_axis])
+        return torch.stack([values[own].nanmean(dim=0) for own in self._of_layers()])
 
-    def _of_layer(self, layer: int) -> Int[Tensor, " some"]:
-        return torch.tensor([i for i, each in enumerate(self.layers) if each == layer])
+    def _of_layers(self) -> list[Int[Tensor, " some"]]:
+        """Which memories are of each layer."""
+        layers = torch.tensor(self.layers)
+        return [(layers == layer).nonzero()[:, 0] for layer in self.layer_axis]
 
     # --- one memory --------------------------------------------------------------------------------
 
@@ -203,8 +203,10 @@ class KeyValueMemory:
                 "n_tokens= for more when the memories are read."
             )
         i = self._index(neuron, layer, name)
-        pairs = zip(map(int, ids[i]), map(float, scores[i]), strict=True)
-        return [(self.vocabulary[token], score) for token, score in pairs][:n]
+        return self._decoded(ids[i], scores[i])[:n]
+
+    def _decoded(self, ids: Int[Tensor, " token"], scores: Float[Tensor, " token"]) -> list[tuple[str, float]]:
+        return [(self.vocabulary[int(token)], float(score)) for token, score in zip(ids, scores, strict=True)]
 
     def _index(self, neuron: object, layer: object, name: str) -> int:
         there = [
@@ -304,7 +306,8 @@ class KeyValueMemory:
 
     def _plot_contexts(self, ax: Any) -> Any:
         one = len(self.names) == 1
-        said = f"; the value of {self.names[0]} says {self._said(0)}" if one else ""
+        tokens = (show.spaced(token) for token, _ in self._decoded(self.top_ids[0], self.top_scores[0])[:3])
+        said = f"; the value of {self.names[0]} says {', '.join(tokens)}" if one else ""
         moved = "how far the MLP's answer is moved (its own units)" if self.of_edit else "activation"
         return plot_triggers(
             [("" if one else name, self._triggers(i)) for i, name in enumerate(self.names)],
@@ -312,10 +315,6 @@ class KeyValueMemory:
             unit=f"coefficient: {moved}{', negative' if self.negative else ''}",
             title=f"{self.title}: what triggers {self._counted()} most{said}",
         )
-
-    def _said(self, i: int) -> str:
-        tokens = (show.spaced(self.vocabulary[int(token)]) for token in self.top_ids[i, :3])
-        return ", ".join(tokens)
 
     def to_dataframe(self) -> Any:
         """A pandas frame: a row for each trigger of each memory, trigger 0 the strongest.
@@ -378,8 +377,8 @@ class KeyValueMemory:
             [
                 [self.names[i]],
                 trigger_lines(self._triggers(i)),
-                token_lines(self.top_tokens(self.neurons[i], layer=self.layers[i])),
-                token_lines(self.bottom_tokens(self.neurons[i], layer=self.layers[i])),
+                token_lines(self._decoded(self.top_ids[i], self.top_scores[i])),
+                token_lines(self._decoded(self.bottom_ids[i], self.bottom_scores[i])),
             ]
             for i in shown
         ]
