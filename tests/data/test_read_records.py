@@ -613,6 +613,19 @@ def test_records_and_facts_show_their_first_rows():
     assert [cell in facts._repr_html_() for cell in ("Rome is in", "Italy", "–")] == [True] * 3
 
 
+def test_a_record_shows_its_first_prompts():
+    prompts = tuple(f"paraphrase {i} of <b>" for i in range(7))
+    page = EditRecord(
+        EditRequest("{} is in", "Rome", "Italy"),
+        paraphrase_prompts=prompts,
+        other_facts=(("Rome was built by", "Romulus"),),
+    )._repr_html_()
+    assert "paraphrase 4 of &lt;b&gt; and 2 more" in page
+    assert "Rome was built by → Romulus" in page
+    assert "<b>" not in page
+    assert "neighborhood" not in page
+
+
 def test_records_go_where_records_are_taken(fact_model):
     from tl_edit import evaluate
 

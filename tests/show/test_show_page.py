@@ -62,6 +62,18 @@ def test_axes_become_images():
         assert show.page([axes], title="t").count('<img alt="" src="data:image/png;base64,') == 1
 
 
+def test_lists_are_what_they_hold():
+    view = VIEWS["tokens_view"]()
+    one, lists = show.page(["# a", Shown(), view], title="t"), show.page([["# a", (Shown(), [view])], []], title="t")
+    assert one == lists
+
+    class Several(tuple):
+        def _repr_html_(self):
+            return "<p>several</p>"
+
+    assert "<p>several</p>" in show.page([Several(["a"])], title="t")
+
+
 def test_save_html_replaces_the_file(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("old")
@@ -72,7 +84,9 @@ def test_save_html_replaces_the_file(tmp_path):
 def test_save_html_refuses_with_advice(tmp_path):
     with pytest.raises(ValueError, match="save_html: found nothing to show; expected results, views or texts; pass"):
         show.save_html(tmp_path / "page.html")
-    for wrong, kind in ((5, "int"), (None, "NoneType"), ([], "list"), (Silent(), "Silent"), ([5], "list")):
+    with pytest.raises(ValueError, match="save_html: found nothing to show"):
+        show.save_html(tmp_path / "page.html", [], ([],))
+    for wrong, kind in ((5, "int"), (None, "NoneType"), ({}, "dict"), (Silent(), "Silent"), (["a", [5]], "int")):
         with pytest.raises(ValueError, match=f"something of type {kind}; expected results .*; leave it out"):
             show.save_html(tmp_path / "page.html", wrong)
     with pytest.raises(ValueError, match=r"gone.*cannot be written.*; expected a file in a folder .*; choose another"):
