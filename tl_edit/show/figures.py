@@ -129,7 +129,8 @@ def several_axes(
     """A new figure, None if ``ax`` are given; and ``n`` axes.
 
     The figure is closed at once, unless matplotlib is interactive, so that figures do not pile up, also where drawing
-    fails. Notebooks are interactive: they show what is open at a cell's end, and close it then.
+    fails. Notebooks are interactive: they show what is open at a cell's end, and close it then. Scripts are not, also
+    those with windows: there one saves ``axes.figure``, or gives axes of one's own, which ``pyplot.show()`` shows.
 
     Raises:
         ImportError: If matplotlib is not installed.
