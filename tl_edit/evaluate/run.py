@@ -121,9 +121,9 @@ def _warn_of_subjects(records: Sequence[EditRecord], edit: Edit | None) -> None:
     others = [record for record in records if record.request.subject not in subjects]
     if subjects and others:
         warnings.warn(
-            f"{OPERATION}: {len(others)} of {counted(len(records), 'record')} about other subjects than those of {edit!r}, "
-            f"e.g. {others[0].request}; expected those that it was computed for, as ES, PS and S say whether it worked; "
-            "pass these, or go on if this is meant.",
+            f"{OPERATION}: {len(others)} of {counted(len(records), 'record')} about other subjects than those "
+            f"of {edit!r}, e.g. {others[0].request}; expected those that it was computed for, as ES, PS and S say whether "
+            "it worked; pass these, or go on if this is meant.",
             stacklevel=3,
         )
 
