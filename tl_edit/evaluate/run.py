@@ -122,8 +122,8 @@ def _warn_of_subjects(records: Sequence[EditRecord], edit: Edit | None) -> None:
     if subjects and others:
         warnings.warn(
             f"{OPERATION}: {len(others)} of {counted(len(records), 'record')} about other subjects than those "
-            f"of {edit!r}, e.g. {others[0].request}; expected those that it was computed for, as ES, PS and S say whether "
-            "it worked; pass these, or go on if this is meant.",
+            f"of {edit!r}, e.g. {others[0].request}; expected those that it was computed for, as ES, PS and S say "
+            "whether it worked; pass these, or go on if this is meant.",
             stacklevel=3,
         )
 
