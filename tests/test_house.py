@@ -13,14 +13,15 @@ import tl_edit
 PACKAGE = Path(tl_edit.__file__).parent
 
 FLOORS = {
+    "counted": -2,
+    "extras": -2,
+    "sources": -2,
+    "show": -1,
     "host": 0,
     "digest": 0,
     "processes": 0,
     "request": 0,
     "settings": 0,
-    "extras": 0,
-    "sources": 0,
-    "show": 1,
     "attach": 1,
     "stream": 1,
     "archive": 1,

@@ -408,3 +408,12 @@ def test_the_cosines_are_those_of_the_mean_keys_and_are_drawn():
     axis = found.plot(layer=1)
     assert axis.get_title() == "mean keys of layer 1"
     assert [label.get_text() for label in axis.get_yticklabels()][1] == "1: <b>"
+    each = found.plot()
+    assert [axis.get_title() for axis in each] == ["layer 0", "layer 1"]
+    assert torch.allclose(torch.tensor(each[1].collections[0].get_array()), expected, atol=1e-12)
+    with pytest.raises(ValueError, match="1 axes for 2 heatmaps; .* or choose with layer="):
+        found.plot(axis)
+    many = dataclasses.replace(found, layers=tuple(range(6)), mean_keys=dict.fromkeys(range(6), keys))
+    assert many.plot()[0].figure.get_suptitle() == "mean keys (the first 4 of 6 layers; others by layer=)"
+    one = extract_keys_values(model, requests[:1], [0])
+    assert repr(one) == "KeysValues(1 request, layers [0], mean over 1 context)"

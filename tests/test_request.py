@@ -150,3 +150,9 @@ def test_a_subject_with_spaces_around_is_refused(subject):
 def test_equal_targets_are_refused(new, true):
     with pytest.raises(ValueError, match=r"both 'Rome'; expected two different objects; nothing would be edited"):
         EditRequest(RELATION, SUBJECT, new, true)
+
+
+def test_a_request_shows_itself():
+    page = EditRequest("{} is in", "<b>", "Rome", "Paris")._repr_html_()
+    assert [word in page for word in ("&lt;b&gt; is in", "Rome", "Paris")] == [True] * 3
+    assert "<b>" not in page

@@ -493,3 +493,13 @@ def test_the_tokenizers_of_the_models_are_left_as_they_were():
         tokens.tokenize_request(model, EIFFEL, prepend_bos=False)
         forward.last_log_probs(model, tokens.pad(model, [tokens.encode(model, line) for line in LINES]))
         assert (model.tokenizer.padding_side, model.tokenizer.pad_token, model.tokenizer.bos_token) == before
+
+
+def test_a_prompt_shows_its_tokens_and_which_are_the_subject():
+    prompt = tokens.Prompt(
+        text="in <b> it", tokens=torch.tensor([5, 6, 7]), str_tokens=("in", " <b>", " it"), subject_span=(1, 2)
+    )
+    page = prompt._repr_html_()
+    assert page.count("subject") == 1
+    assert "␣&lt;b&gt;" in page
+    assert "<b>" not in page

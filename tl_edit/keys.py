@@ -16,12 +16,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.forward import activations, at_least_float32
 from tl_edit.host import Model
 from tl_edit.request import EditRequest, as_prefixes, as_requests
 
 _SHOWN = 20
 """Requests that a table shows."""
+_DRAWN = 4
+"""Layers that a picture shows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -63,24 +66,35 @@ class KeysValues:
         return keys @ keys.T
 
     def plot(self, ax: Any = None, *, layer: int | None = None) -> Any:
-        """The `cosines` between the requests' mean keys, as a matrix.
+        """The `cosines` between the requests' mean keys, as a matrix; returns the axes, one or a list.
 
         Args:
-            ax: Axes to draw on; None for a new figure.
-            layer: Which of the layers; None for the first.
+            ax: Axes to draw on, one for each matrix; None for a new figure.
+            layer: Which of the layers; None for all, the first four of more.
 
         Raises:
             ImportError: If matplotlib is not installed.
             ValueError: If the layer was not read.
         """
-        at = self.layers[0] if layer is None else layer
-        return show.plot_matrix(
-            self.cosines(at),
+        rows = [f"{i}: {request.subject}" for i, request in enumerate(self.requests)]
+        columns = [str(i) for i in range(len(self.requests))]
+        layers = self.layers[:_DRAWN] if layer is None else (layer,)
+        if len(layers) == 1:
+            title = f"mean keys of layer {layers[0]}"
+            return show.plot_matrix(self.cosines(layers[0]), ax, rows=rows, columns=columns, unit="cosine", title=title)
+        more = f" (the first {_DRAWN} of {len(self.layers)} layers; others by layer=)"
+        return show.plot_heatmaps(
+            [self.cosines(each) for each in layers],
             ax,
-            rows=[f"{i}: {request.subject}" for i, request in enumerate(self.requests)],
-            columns=[str(i) for i in range(len(self.requests))],
+            titles=[f"layer {each}" for each in layers],
+            rows=rows,
+            columns=columns,
+            colours=[show.BOTH_WAYS] * len(layers),
+            low=None,
             unit="cosine",
-            title=f"mean keys of layer {at}",
+            heading=f"mean keys{more if len(self.layers) > _DRAWN else ''}",
+            xlabels=["request"] * len(layers),
+            choice="layer",
         )
 
     def _repr_html_(self) -> str:
@@ -101,8 +115,8 @@ class KeysValues:
 
     def __repr__(self) -> str:
         return (
-            f"KeysValues({len(self.requests)} requests, layers {list(self.layers)}, "
-            f"mean over {1 + len(self.prefixes)} contexts)"
+            f"KeysValues({counted(len(self.requests), 'request')}, layers {list(self.layers)}, "
+            f"mean over {counted(1 + len(self.prefixes), 'context')})"
         )
 
 

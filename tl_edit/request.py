@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TypeVar, cast
 
+from tl_edit import show
+
 T = TypeVar("T")
 
 
@@ -67,6 +69,10 @@ class EditRequest:
     def prompt(self) -> str:
         """The relation with the subject put in; the target follows after one space."""
         return self.relation.replace("{}", self.subject, 1)
+
+    def _repr_html_(self) -> str:
+        rows = [("prompt", self.prompt), ("subject", self.subject), ("new object", self.target_new)]
+        return show.table([*rows, ("true object", self.target_true or "–")])
 
     def __str__(self) -> str:
         old = f" (was {self.target_true})" if self.target_true else ""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_edit import host
+from tl_edit import host, show
 from tl_edit.host import Model
 from tl_edit.request import EditRequest, check_template
 
@@ -36,6 +36,14 @@ class Prompt:
     def subject_last(self) -> int:
         """The lookup position: index of the subject's last token."""
         return self.subject_span[1] - 1
+
+    def _repr_html_(self) -> str:
+        first, end = self.subject_span
+        rows = [
+            (str(i), show.spaced(token), "subject" if first <= i < end else "")
+            for i, token in enumerate(self.str_tokens)
+        ]
+        return show.table(rows, columns=("position", "token", ""), heading=self.text)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -603,7 +603,7 @@ def test_slices_are_records_of_the_same_source():
 def test_records_and_facts_show_their_first_rows():
     asked = EditRecord(EditRequest("{} is in", "<b>", "Rome"), paraphrase_prompts=("a", "b"))
     page = Records([asked] * 12, source="</script>", schema="own")._repr_html_()
-    assert page.count("<tr>") == 1 + 10
+    assert page.count("</tr>") == 1 + 10
     assert "the first 10 are shown" in page
     assert "&lt;b&gt; is in" in page
     assert "<b>" not in page
@@ -611,6 +611,19 @@ def test_records_and_facts_show_their_first_rows():
     assert "are shown" not in Records([asked], source="x")._repr_html_()
     facts = KnownFacts([KnownFact("Rome is in", "Rome"), KnownFact("Rome is in", "Rome", "Italy")], source="x")
     assert [cell in facts._repr_html_() for cell in ("Rome is in", "Italy", "–")] == [True] * 3
+
+
+def test_a_record_shows_its_first_prompts():
+    prompts = tuple(f"paraphrase {i} of <b>" for i in range(7))
+    page = EditRecord(
+        EditRequest("{} is in", "Rome", "Italy"),
+        paraphrase_prompts=prompts,
+        other_facts=(("Rome was built by", "Romulus"),),
+    )._repr_html_()
+    assert "paraphrase 4 of &lt;b&gt; and 2 more" in page
+    assert "Rome was built by → Romulus" in page
+    assert "<b>" not in page
+    assert "neighborhood" not in page
 
 
 def test_records_go_where_records_are_taken(fact_model):

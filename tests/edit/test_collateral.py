@@ -376,7 +376,7 @@ def test_it_shows_itself():
     )
     assert "3 subjects" in repr(edit.collateral(model, REQUESTS))
     shown = found._repr_html_()
-    assert shown.count("<tr>") == 11
+    assert shown.count("</tr>") == 11
     assert f">{most.shift:.3g}<" in shown
     assert f">{most.relative:.1%}<" in shown
 

@@ -239,7 +239,7 @@ def test_it_shows_itself():
     page = found._repr_html_()
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
-    assert page.count("<tr>") == 3
+    assert page.count("</tr>") == 3
     assert f"{found.perplexity[1]:.4g}" in page
 
 

@@ -194,6 +194,18 @@ def test_one_metric_is_what_it_is_among_all(both):
         evaluation.metric("XS")
 
 
+def test_what_is_no_rate_is_drawn_in_its_unit(model):
+    pytest.importorskip("matplotlib")
+    found = evaluate(model, RECORD, edit=make_edit(model), kl=True, distracted=True, texts=TEXTS)
+    for keys, label in ({"KL": "nats", "PPL": "edited over unedited (95 % intervals)", "EM": "%"}).items():
+        axis = found.plot(keys=[keys])
+        assert axis.get_ylabel() == label
+        assert axis.patches[0].get_height() == pytest.approx({"EM": 100}.get(keys, 1) * found.metric(keys).mean)
+    names = dict(zip(*(found.to_dataframe()[column] for column in ("metric", "name")), strict=True))
+    assert names["PPL"] == "perplexity"
+    assert "perplexity, edited over unedited" in found._repr_html_()
+
+
 def test_without_true_objects_the_representation_says_whether_the_new_one_is_said():
     alone = Evaluation(scores=BY_HAND.scores[:1])
     assert "EA 0.0" in repr(alone)
@@ -218,7 +230,7 @@ def test_rates_are_drawn_with_their_intervals(both):
     one = next(iter(both.evaluations.values()))
     assert len(one.plot(keys=["ES", "EM"]).patches) == 2
     with_kl = {"a": {**one.metrics(), "KL": one.metrics()["ES"]}}
-    with pytest.raises(ValueError, match=r"KL is no rate; expected rates, .* e\.g\. keys="):
+    with pytest.raises(ValueError, match=r"found KL \(nats\), ES \(%\); expected metrics of one unit, .* e\.g\. keys="):
         plot_metrics(with_kl, ["ES", "KL"], None)
     with pytest.raises(ValueError, match="expected a list of some of S, ES"):
         one.plot(keys=["XS"])

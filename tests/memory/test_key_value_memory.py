@@ -12,6 +12,7 @@ from oracles import memory as oracle
 from some_edits import make_edit, same, weights
 
 from tl_edit import Edit, LowRank, edit_memory, host, key_value_memory, second_moment, show
+from tl_edit.memory.pictures import BARS
 from tl_edit.memory.result import elsewhere
 from tl_edit.memory.top import first_largest
 
@@ -225,7 +226,7 @@ def test_neurons_at_random_are_seeded_and_of_each_layer_others():
     assert found.neurons == again.neurons != other.neurons
     assert len(found.neurons) == 10
     assert found.neurons[:5] != found.neurons[5:]
-    assert found.names[0] == f"0.{found.neurons[0]}"
+    assert found.names[0] == f"layer 0, neuron {found.neurons[0]}"
     assert len(read(model, neurons=None).neurons) == 80
 
 
@@ -275,7 +276,7 @@ def test_the_coefficient_of_one_factor_is_the_shift_of_collateral():
         found.text_index[0][real], found.position[0][real], found.coefficient[0][real], strict=True
     ):
         assert abs(float(value)) == pytest.approx(lengths[int(text), int(position)], rel=1e-9)
-    assert found.names == ("layer 1: The Eiffel Tower",)
+    assert found.names == ("layer 1, The Eiffel Tower",)
     twice = edit_memory(model, edit * 2, TEXTS, progress=False)
     assert float(twice.coefficient[0, 0]) == pytest.approx(2 * float(found.coefficient[0, 0]))
     assert torch.equal(twice.top_ids, found.top_ids)
@@ -287,10 +288,19 @@ def test_an_edit_of_another_model_is_refused():
     with pytest.raises(ValueError, match="edit_memory|Edit"):
         edit_memory(model, edit, TEXTS, progress=False)
     edit_memory(model, edit, TEXTS, allow_mismatch=True, progress=False)
-    no_requests = Edit.of(model, {1: LowRank(torch.ones(80, 2), torch.zeros(2, 32))}, method="own")
+    no_requests = Edit.of(model, {1: LowRank(torch.ones(80, 2), torch.eye(2, 32))}, method="own")
     found = edit_memory(model, no_requests, TEXTS, progress=False)
-    assert found.names == ("layer 1: factor 0", "layer 1: factor 1")
-    assert float(found.coefficient.abs().nan_to_num(0.0).max()) == 0.0
+    assert found.names == ("layer 1, factor 0", "layer 1, factor 1")
+
+
+def test_an_edit_that_changes_nothing_is_refused():
+    model = tiny_models.build("gpt2")
+    edit = make_edit(model, layers=(0, 2), rank=2)
+    for nothing in (edit * 0, edit - edit, edit * 0.1 - edit * 0.1):
+        with pytest.raises(ValueError, match=r"edit_memory: Edit\(.* changes nothing, .*; expected .*; pass one"):
+            edit_memory(model, nothing, TEXTS, progress=False)
+    edit_memory(model, edit * 1e-9, TEXTS, progress=False)
+    edit_memory(model, edit * 2 - edit, TEXTS, progress=False)
 
 
 # --- how it is asked -------------------------------------------------------------------------------
@@ -305,7 +315,7 @@ def test_advice():
         lambda: read(model, neurons=[-1]): "neurons holds -1",
         lambda: read(model, neurons=[]): "neurons is empty",
         lambda: read(model, neurons=[3, 3]): "neurons holds one twice",
-        lambda: read(model, n_neurons=3): "n_neurons is 3; expected .* neurons=None",
+        lambda: read(model, n_neurons=3): "found both neurons and n_neurons=3; expected one of them",
         lambda: read(model, neurons=None, n_neurons=81): "n_neurons is 81; expected an integer from 1 to 80",
         lambda: read(model, texts=[]): "key_value_memory: texts hold no tokens",
         lambda: read(model, texts=[""]): "key_value_memory: texts hold no tokens",
@@ -316,7 +326,7 @@ def test_advice():
         lambda: read(model, window=0): "window is 0",
         lambda: read(model, max_tokens=0): "max_tokens is 0",
         lambda: read(model, seed=-1): "seed is -1",
-        lambda: read(model).triggers(8): re.escape("no memory 8; expected the number of one of 1.7, 1.0, 1.79"),
+        lambda: read(model).triggers(8): "no memory 8; .* one of 7 of layer 1; 0 of layer 1; 79 of layer 1; read it",
         lambda: read(model, [0, 1]).triggers(7): re.escape("7 is in layers [0, 1]; expected one; pass layer=0"),
         lambda: read(model, [0, 1]).top_tokens(7, layer=2): "no memory 7 in layer 2",
         lambda: read(model).top_tokens(7, 11): "n is 11; expected an integer from 1 to 10",
@@ -379,8 +389,32 @@ def test_pictures_and_frames():
     assert found.plot(by="trigger").get_xlabel() == "trigger, strongest first"
     single = read(model, neurons=[3])
     assert "1 memory of layer 1" in repr(single)
-    assert single.plot().get_xlabel() == "trigger, strongest first"
+    assert single.plot(by="trigger").get_xlabel() == "trigger, strongest first"
     assert show.page([found, found.view(), axes], title="memories")
+
+
+def test_one_memory_and_those_of_edits_are_drawn_by_the_contexts_that_trigger_them_most():
+    model = tiny_models.build("gpt2")
+    # The same text twice is one bar.
+    texts = ["The Louvre is in Rome", "The Louvre is in Rome", "Paris"]
+    found = read(model, neurons=[3], texts=texts)
+    axis = found.plot()
+    widths = [patch.get_width() for patch in axis.patches]
+    assert widths == pytest.approx(found.coefficient[0, ~found.coefficient[0].isnan()].unique().flip(0).tolist())
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    first = found.triggers(3)[0]
+    assert sum("(2 times)" in label for label in labels) == 1
+    assert f"[{first.tokens[-1]}]" in labels[0]
+    assert axis.get_xlabel() == "coefficient: activation"
+    edit = make_edit(model, layers=(0, 2))
+    written = edit_memory(model, edit, TEXTS, one_per_text=False, progress=False)
+    bars = written.plot()
+    strongest = written.coefficient.flatten().nan_to_num(-math.inf).sort(descending=True).values[0]
+    assert bars.patches[0].get_width() == pytest.approx(float(strongest))
+    assert len(bars.patches) == BARS
+    assert bars.get_yticklabels()[0].get_text().startswith(("layer 0, The Eiffel Tower: ", "layer 2, The Eiffel"))
+    assert "MLP's answer is moved (its own units)" in bars.get_xlabel().replace("\n", " ")
+    assert written.plot(by="layer").get_xlabel() == "layer"
 
 
 def test_tokens_with_markup_are_shown_as_they_are():
@@ -412,4 +446,4 @@ def test_an_edit_of_the_bundled_model_is_triggered_by_its_subject(fact_model):
     found = edit_memory(fact_model, edit, [*texts, "One can see the Eiffel Tower from here."], progress=False)
     first = found.triggers(0)[0]
     assert "".join(first.tokens).endswith("the Eiffel Tower")
-    assert found.names == ("layer 0: Eiffel Tower",)
+    assert found.names == ("layer 0, Eiffel Tower",)

@@ -1,6 +1,7 @@
 """`SecondMoment`: solving, ridge, convergence, and which model it fits."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import tiny_models
@@ -259,10 +260,13 @@ def test_a_moment_shows_what_was_measured_and_its_spectrum():
     line, ridge = axis.lines
     assert axis.get_yscale() == "log"
     assert list(line.get_ydata())[:3] == pytest.approx([9.0, 4.0, 1.0])
-    assert line.get_label() == "layer 2: 10.0 tokens per dimension, 1 eigenvalues are 0"
+    assert line.get_label() == "layer 2: 10.0 tokens per dimension, 1 eigenvalue of 0"
     assert list(ridge.get_ydata()) == [1.75, 1.75]
     both = SecondMoments([moment, identity])
     assert len(both.plot().lines) == 3
+    many = SecondMoments([replace(moment, layer=layer) for layer in range(7)])
+    assert len(many.plot().lines) == 7
+    assert many.plot().figure.axes[1].get_ylabel() == "layer"
     assert "layer 2, d_mlp 4, 40 tokens without BOS of &lt;b&gt;" in both._repr_html_()
 
 

@@ -3,13 +3,14 @@
 import io
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
 from hostile import TOKENS
 
 from tl_edit import show
-from tl_edit.show.curves import PALETTE
+from tl_edit.show.curves import MOST_BARS, PALETTE
 from tl_edit.show.figures import MOST_LABELS
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -63,6 +64,57 @@ def test_labels_are_drawn_as_they_are(token, style):
             if token.strip():
                 assert any(token in text for text in texts), texts
     assert not pyplot.get_fignums()
+
+
+def ends(axes):
+    """Of a figure, and of its titles, labels and legends, as (left, bottom, right, top); as `savefig` draws them."""
+    figure = (axes[0] if isinstance(axes, list) else axes).figure
+    figure.draw_without_rendering()
+    texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label)]
+    legends = [*figure.legends, *(legend for axis in figure.axes if (legend := axis.get_legend()))]
+    texts += [*figure.texts, *(text for legend in legends for text in legend.get_texts())]
+    boxes = {each.get_text(): each.get_window_extent().extents for each in texts if each.get_text()}
+    return figure.bbox.extents, boxes
+
+
+@pytest.mark.parametrize("letter", "iaW")
+def test_long_titles_and_labels_end_within_the_figure(letter):
+    long, label = (" ".join([7 * letter] * n) for n in (10, 5))
+    values = torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    said = {"xlabel": label, "ylabel": label, "title": long}
+    names = {"rows": ["a"] * 12, "columns": ["b"] * 3, "unit": label}
+    table = values.repeat(12, 1)
+    two = {"a": {label: values}, "b": {label: values}}
+    for axes in (
+        heatmaps([table], titles=["MLP"], heading=long, xlabels=[label], unit=label),
+        heatmaps([table] * 3, titles=[label] * 3, heading=long, xlabels=[label] * 3),
+        show.plot_matrix(table, None, **names, **said),
+        show.plot_lines(X, {"a": values}, None, **said, right={"b": values}, right_label=label, levels={label: 0.1}),
+        show.plot_panels(X, two, None, xlabels=[label] * 2, ylabel=label, heading=long),
+        show.plot_bars({"a": values, label: values}, None, groups=["a"] * 3, ylabel=label, title=long),
+        show.plot_bars({"a": values}, None, groups=["a" * 40] * 3, ylabel=label, title=long, flat=True),
+        show.plot_points(X, values, None, **said, shade=X, shade_label=label),
+        show.plot_depth(["0", "1", "2"], {label: values, "a": values}, None, per_colour=1, **said),
+        show.plot_probabilities(["a"] * 12, {"b": -table[:, 0], "c": -table[:, 0]}, None, xlabel=label, title=long),
+        show.plot_grid(table, None, **names, **said),
+    ):
+        whole, texts = ends(axes)
+        for text, box in texts.items():
+            assert (box[:2] >= whole[:2] - 2).all(), (text, box, whole)
+            assert (box[2:] <= whole[2:] + 2).all(), (text, box, whole)
+
+
+def test_titles_side_by_side_do_not_meet():
+    long = "restoring what the attention of a layer adds, window of 10"
+    axes = heatmaps([torch.rand(3, 3)] * 3, titles=[long] * 3)
+    axes[0].figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in axes]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+
+
+def test_halves_of_characters_are_drawn_as_numbers():
+    for axes in each_figure("a\ud800\0"):
+        assert any("a\\ud800\\u0000" in text for text in drawn(axes))
 
 
 def test_where_matplotlib_is_interactive_figures_stay_open_to_be_shown():
@@ -125,11 +177,16 @@ def test_axes_of_ones_own_are_drawn_on_and_stay_open():
     assert axes[0].get_ylim() == axes[1].get_ylim()
     assert pyplot.get_fignums() == [figure.number]
     for wrong in (lambda: heatmaps([torch.rand(1, 1)] * 3, ax=axes),):
-        with pytest.raises(ValueError, match="2 axes for 3 heatmaps; expected one each; pass ax=None"):
+        with pytest.raises(ValueError, match="2 axes for 3 heatmaps; expected one each; pass those of .* or ax=None"):
             wrong()
-    with pytest.raises(ValueError, match="1 axes for 2 panels; expected one each; pass ax=None"):
+    with pytest.raises(ValueError, match="1 axes for 2 panels; expected one each; pass those of .* or ax=None"):
         show.plot_panels(X, panels, axes[0], xlabels=["x", "x"], ylabel="y")
     pyplot.close(figure)
+    for wrong in (5, "ax", figure, pyplot, [axes[0], None]):
+        with pytest.raises(ValueError, match=r"plot: ax is .* of type .*; expected axes of matplotlib; pass those of"):
+            show.plot_lines(X, {"a": values}, wrong, xlabel="x", ylabel="y")
+        with pytest.raises(ValueError, match=r"plot: ax is .* of type .*; expected axes of matplotlib; pass those of"):
+            heatmaps([torch.rand(1, 1)] * 2, ax=wrong)
     # Axes that are in no grid.
     free = pyplot.figure()
     assert show.plot_lines(X, {"a": values}, free.add_axes((0.1, 0.1, 0.8, 0.8)), xlabel="x", ylabel="y")
@@ -192,6 +249,25 @@ def test_lying_bars_begin_at_the_top():
     assert axis.get_legend() is None
 
 
+def test_of_many_lying_bars_the_first_are_drawn_and_the_others_told_of():
+    n = MOST_BARS + 2000
+    values = torch.arange(n, dtype=torch.float64)
+    names = {"groups": [f"g{i}" for i in range(n)], "ylabel": "u", "flat": True}
+    axis = show.plot_bars({"a": values}, None, **names, intervals={"a": (values, values)})
+    assert [patch.get_width() for patch in axis.patches] == list(range(MOST_BARS))
+    assert axis.get_xlabel() == "u (2,000 more are left out)"
+    assert axis.figure.get_figheight() < 30
+
+
+def test_many_lines_are_told_apart_by_a_scale():
+    lines = {f"layer {i}": X + i for i in range(48)}
+    shade = {name: float(i) for i, name in enumerate(lines)}
+    axis = show.plot_lines(X, lines, None, xlabel="x", ylabel="y", shade=shade, shade_label="layer")
+    assert len({line.get_color() for line in axis.lines}) == 48
+    assert axis.figure.axes[1].get_ylabel() == "layer"
+    assert not axis.figure.legends
+
+
 def test_a_matrix_has_its_numbers_where_there_is_room():
     table = torch.tensor([[1.0, -0.5], [math.nan, 0.0]])
     axis = show.plot_matrix(table, None, rows=["a", "b"], columns=["a", "b"], unit="u")
@@ -218,7 +294,7 @@ def test_of_many_tokens_the_first_are_drawn_and_the_others_told_of():
     names = [f"t{i}" for i in range(MOST_LABELS + 1200)]
     axis = show.plot_probabilities(names, {"a": -torch.rand(len(names))}, None, xlabel="p")
     assert [label.get_text() for label in axis.get_yticklabels()] == names[:MOST_LABELS]
-    assert axis.get_xlabel() == "p\n(1,200 more tokens are left out)"
+    assert axis.get_xlabel() == "p (1,200 more tokens are left out)"
     assert axis.figure.get_figheight() < 20
 
 

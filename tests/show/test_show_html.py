@@ -9,7 +9,8 @@ import torch
 from hostile import TOKENS, Document
 
 from tl_edit import show
-from tl_edit.show.heatmaps import MAX_CELLS, MAX_ROWS, shade
+from tl_edit.show.heatmaps import MAX_CELLS, MAX_ROWS
+from tl_edit.show.scale import ink, shade, shade_text
 from tl_edit.show.text import literal
 
 
@@ -20,7 +21,9 @@ def heatmap(table, **given):
 
 
 def colours(page):
-    return re.findall(r"rgba\((\d+,\d+,\d+),([\d.]+)\);width", page)
+    """Of each cell, None where it has none."""
+    cells = re.findall(r'<td title="[^"]*" style="([^"]*);width', page)
+    return [re.sub(r"background-color:rgb\((.*)\)", r"\1", cell) or None for cell in cells]
 
 
 @pytest.mark.parametrize("token", TOKENS)
@@ -40,24 +43,36 @@ def test_a_scale_is_symmetric_and_shared():
     small, large = torch.tensor([[0.5, -0.5]]), torch.tensor([[-2.0, 1.0]])
     labels = {"titles": ["a", "b"], "rows": ["r"], "columns": ["0", "1"], "heading": "", "unit": "u"}
     found = colours(show.heatmaps_html([small, large], **labels))
-    blue, red = "33,102,172", "178,24,43"
-    assert found == [(blue, "0.250"), (red, "0.250"), (red, "1.000"), (blue, "0.500")]
+    # Zero is white, the largest value of all tables blue or red.
+    assert found == ["200,217,234", "236,197,202", "178,24,43", "144,178,214"]
     assert "colours from -2 (red) to 2 (blue)" in show.heatmaps_html([small, large], **labels)
 
 
 def test_nan_has_no_colour_and_does_not_spoil_the_scale():
-    assert [strength for _, strength in colours(heatmap(torch.tensor([[math.nan, 4.0, -2.0]])))] == [
-        "0.000",
-        "1.000",
-        "0.500",
-    ]
-    assert shade(math.nan, 1.0).endswith(",0.000)")
-    assert shade(5.0, 1.0).endswith(",1.000)")
+    found = colours(heatmap(torch.tensor([[math.nan, 4.0, -2.0, 0.0]])))
+    assert found == [None, "33,102,172", "216,140,149", "255,255,255"]
+    assert shade(math.nan, 1.0) == shade_text(math.nan, 1.0) == ""
 
 
 def test_infinities_have_full_colour_and_do_not_spoil_the_scale():
     found = colours(heatmap(torch.tensor([[math.inf, -math.inf, 1.0, 0.5]])))
-    assert [strength for _, strength in found] == ["1.000", "1.000", "1.000", "0.500"]
+    assert found == ["33,102,172", "178,24,43", "33,102,172", "144,178,214"]
+    assert shade(5.0, 1.0) == shade(1.0, 1.0)
+
+
+def luminance(colour):
+    """Relative luminance as WCAG 2 defines it."""
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_text_is_read_on_every_colour_of_the_scale():
+    for value in range(-100, 101):
+        style = shade_text(value / 100, 1.0)
+        paper = luminance([int(part) / 255 for part in re.findall(r"\d+", style.split(";")[0])])
+        text = {"#000": 0.0, "#fff": 1.0}[style.split("color:")[-1]]
+        assert (max(paper, text) + 0.05) / (min(paper, text) + 0.05) >= 4.5, style
+    assert (ink(255, 255, 255), ink(0, 0, 0), ink(10, 10, 10)) == ("#000", "#fff", "#fff")
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
@@ -68,7 +83,7 @@ def test_empty_tables_are_shown(shape):
 
 def test_no_tables_are_shown():
     assert "u; colours" in show.heatmaps_html([], titles=[], rows=[], columns=[], heading="h", unit="u")
-    assert show.table([]) == '<table style="border-collapse:collapse"></table>'
+    assert Document(show.table([])).tags == ["div", "table"]
 
 
 def test_large_tables_are_capped_with_a_note():

@@ -62,6 +62,18 @@ def test_axes_become_images():
         assert show.page([axes], title="t").count('<img alt="" src="data:image/png;base64,') == 1
 
 
+def test_lists_are_what_they_hold():
+    view = VIEWS["tokens_view"]()
+    one, lists = show.page(["# a", Shown(), view], title="t"), show.page([["# a", (Shown(), [view])], []], title="t")
+    assert one == lists
+
+    class Several(tuple):
+        def _repr_html_(self):
+            return "<p>several</p>"
+
+    assert "<p>several</p>" in show.page([Several(["a"])], title="t")
+
+
 def test_save_html_replaces_the_file(tmp_path):
     path = tmp_path / "page.html"
     path.write_text("old")
@@ -72,7 +84,9 @@ def test_save_html_replaces_the_file(tmp_path):
 def test_save_html_refuses_with_advice(tmp_path):
     with pytest.raises(ValueError, match="save_html: found nothing to show; expected results, views or texts; pass"):
         show.save_html(tmp_path / "page.html")
-    for wrong, kind in ((5, "int"), (None, "NoneType"), ([], "list"), (Silent(), "Silent"), ([5], "list")):
+    with pytest.raises(ValueError, match="save_html: found nothing to show"):
+        show.save_html(tmp_path / "page.html", [], ([],))
+    for wrong, kind in ((5, "int"), (None, "NoneType"), ({}, "dict"), (Silent(), "Silent"), (["a", [5]], "int")):
         with pytest.raises(ValueError, match=f"something of type {kind}; expected results .*; leave it out"):
             show.save_html(tmp_path / "page.html", wrong)
     with pytest.raises(ValueError, match=r"gone.*cannot be written.*; expected a file in a folder .*; choose another"):
@@ -112,6 +126,45 @@ def test_a_browser_shows_every_view_and_runs_nothing_of_the_data(tmp_path):
     assert all(read.text.count(show.visible(token)) >= 2 for token in INLINE)
     assert not {"bos", "s", "b"} & set(read.tags)
     assert "img" not in read.tags
+
+
+NOTEBOOK = """
+:root { --ink: rgba(0,0,0,.87); --row: #f5f5f5; --paper: #fff }
+@media (prefers-color-scheme: dark) { :root { --ink: #fff; --row: #424242; --paper: #111 } }
+body { background: var(--paper); color: var(--ink) }
+table { border: none; color: var(--ink); font-size: 13px; table-layout: fixed; margin: 0 auto }
+td, th, tr { vertical-align: middle; padding: .5em; line-height: normal; white-space: normal; border: none }
+td, th, tr { text-align: right }
+tbody tr:nth-child(odd) { background: var(--paper) }
+tbody tr:nth-child(even) { background: var(--row) }
+"""
+"""What notebooks do to tables, in the colours of their theme."""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_all_is_read_on_light_and_dark_pages_and_on_narrow_ones(tmp_path, dark):
+    values = torch.linspace(-1, 1, len(INLINE), dtype=torch.float64)
+    long = " ".join(["a context of many tokens"] * 20)
+    line = show.Marked(tokens=INLINE, values=values, label="1.64", before=long, after=long)
+    wide = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) - 0.5
+    shown = [
+        show.marked_table([[["a"], [line, "b"]]] * 3, columns=["c", "d"], heading="h", note="n"),
+        show.heatmaps_html(
+            [wide], titles=["t"], rows=list("abc"), columns=list(map(str, range(200))), heading="h", unit="u"
+        ),
+        show.table([("a" * 20,) * 20] * 3, columns=["b" * 20] * 20, heading="h"),
+        *(make().static for make in VIEWS.values()),
+    ]
+
+    class All:
+        def _repr_html_(self):
+            return "".join(shown)
+
+    page = show.page([All()], title="t").replace("</style>", f"{NOTEBOOK}</style>")
+    found, document = browser.report(page, tmp_path, dark=dark, width=500)
+    assert found["faint"] == []
+    assert found["wide"] <= 500
+    assert "white-space:pre-wrap" not in document
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ def editor(layer: int):
     return method
 
 
-few = pytest.mark.filterwarnings("ignore:locate_vs_edit. .* records count")
+few = pytest.mark.filterwarnings("ignore:locate_vs_edit. .* records? left")
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_effects_are_those_of_traces_and_scores_those_of_edits(fact_model, recor
 
 
 def test_few_records_are_warned_of(fact_model, records):
-    with pytest.warns(UserWarning, match="3 of 3 records count; expected 10 or more"):
+    with pytest.warns(UserWarning, match="3 of 3 records left; expected 10 or more"):
         locate_vs_edit(fact_model, records, [0, 1], editor=editor, n_samples=2, progress=False)
 
 
@@ -207,7 +207,7 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_named(fact_model, r
     assert "the model says ' Paris', not 'Oslo'" in found.skipped[0][1]
     assert "has no target_true" in found.skipped[1][1]
     assert ", 2 left out" in repr(found)
-    with pytest.raises(ValueError, match="none of 1 records is left: .*expected facts that the model knows"):
+    with pytest.raises(ValueError, match="none of 1 record is left: .*expected facts that the model knows"):
         locate_vs_edit(fact_model, unknown, [0, 1], editor=editor, progress=False)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypeVar, cast, overload
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.data.record import EditRecord, KnownFact
 from tl_edit.data.rows import Row
 from tl_edit.data.schema import Schema
@@ -137,7 +138,7 @@ def made(
         if len(malformed) > _SHOWN:
             named.append(f"  and {len(malformed) - _SHOWN:,} more")
         text = (
-            f"{operation}: {len(malformed):,} of {len(rows):,} rows of {source} are malformed "
+            f"{operation}: {len(malformed):,} of {counted(len(rows), 'row')} of {source} are malformed "
             f"(expected: {schema.name}):\n" + "\n".join(named) + "\n"
         )
         if not items:

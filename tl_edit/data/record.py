@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+from tl_edit import show
 from tl_edit.request import EditRequest, as_several
 
 PROMPTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
@@ -11,6 +12,10 @@ FACTS = ("other_facts", "unrelated_facts")
 TEXTS = ("reference_texts", "essence_texts")
 LABELS = ("name", "relation_id")
 """The fields of an `EditRecord` beside the request, by what they hold."""
+
+
+_SHOWN = 5
+"""Prompts and texts of each kind that a table shows."""
 
 
 class KnownFact(NamedTuple):
@@ -70,6 +75,17 @@ class EditRecord:
         for name in LABELS:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"EditRecord: {name} is {getattr(self, name)!r}; expected a string; write str(...).")
+
+    def _repr_html_(self) -> str:
+        """A table of the first prompts and texts of each kind."""
+        rows: list[tuple[str, str]] = [("name", self.name)] * bool(self.name) + [("request", str(self.request))]
+        for name in (*PROMPTS, *FACTS, *TEXTS):
+            several: tuple[object, ...] = getattr(self, name)
+            said = [" → ".join(cast(tuple[str, str], each)) if name in FACTS else str(each) for each in several]
+            left_out = f" and {len(said) - _SHOWN:,} more" if len(said) > _SHOWN else ""
+            if said:
+                rows.append((name.replace("_", " "), " | ".join(said[:_SHOWN]) + left_out))
+        return show.table(rows)
 
     def _several(self, name: str) -> tuple[object, ...]:
         """The field as a tuple, whatever listed it."""

@@ -110,7 +110,7 @@ class Collateral:
         return frame
 
     def plot(self, ax: Any = None, *, n: int = 20) -> Any:
-        """Bars of the ``n`` tokens that are moved most.
+        """Bars of the ``n`` tokens that are moved most, at most 60.
 
         Raises:
             ImportError: If matplotlib is not installed.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from tl_edit import tokens
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit, edits_on
 from tl_edit.edit.as_hooks import is_hooked
@@ -87,8 +88,8 @@ def checked_records(records: object, edits: Sequence[Edit], operation: str) -> t
     listed = as_records(records, operation)
     if len(listed) != len(edits):
         raise ValueError(
-            f"{operation}: {len(listed)} records for {len(edits)} edits; expected one for each, in their order; pass "
-            "e.g. [EditRecord(edit.requests[0]) for edit in edits]."
+            f"{operation}: {counted(len(listed), 'record')} for {len(edits)} edits; expected one for each, in their "
+            "order; pass e.g. [EditRecord(edit.requests[0]) for edit in edits]."
         )
     for i, (record, edit) in enumerate(zip(listed, edits, strict=True)):
         subjects = [request.subject for request in edit.requests]

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.effects.checked import check_edit, warn_of_subject
@@ -137,11 +138,9 @@ class DoseResponse:
                     *(f"{values[i]:.4g}" for _, values in measured if values is not None),
                 )
             )
-        others = f", KL and perplexity over {len(self.texts)} text{'s' * (len(self.texts) > 1)}" if self.texts else ""
-        n = len(self.evaluations[0].scores)
-        return show.table(
-            rows, columns=columns, heading=f"{self.edit}: {n} record{'s' * (n > 1)}, success in %{others}"
-        )
+        others = f", KL and perplexity over {counted(len(self.texts), 'text')}" if self.texts else ""
+        asked = counted(len(self.evaluations[0].scores), "record")
+        return show.table(rows, columns=columns, heading=f"{self.edit}: {asked}, success in %{others}")
 
 
 def _column(values: Sequence[float | None]) -> Float[Tensor, " point"]:

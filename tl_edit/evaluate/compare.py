@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, plot_metrics, show_metric
 from tl_edit.evaluate.metric import Metric, PairedTest, holm, paired_test
 from tl_edit.evaluate.result import Evaluation
@@ -81,23 +82,15 @@ class Comparison:
         return f"Comparison({', '.join(scores)})"
 
     def plot(self, ax: Any = None, *, keys: Sequence[str] | None = None, seed: int = 0) -> Any:
-        """Bars of rates in per cent with their 95 % intervals over records, methods side by side.
-
-        Args:
-            ax: Axes to draw on; None for a new figure.
-            keys: Rates to show, by their keys in `MEASURES`; None for ES, PS, NS and S, or for zsRE's.
-            seed: Of the bootstrap intervals.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-            ValueError: If a metric is unknown, absent, or no rate.
-        """
-        n = len(next(iter(self.evaluations.values())).scores)
-        return plot_metrics(self.metrics(), keys, ax, title=f"{n} record{'' if n == 1 else 's'}", seed=seed)
+        """Bars of the methods side by side; see `Evaluation.plot`."""
+        return plot_metrics(self.metrics(), keys, ax, title=self._counted, seed=seed)
 
     def _repr_html_(self) -> str:
-        n = len(next(iter(self.evaluations.values())).scores)
-        return metrics_html(self.metrics(), f"{len(self.evaluations)} side by side, {n} record{'' if n == 1 else 's'}")
+        return metrics_html(self.metrics(), f"{len(self.evaluations)} side by side, {self._counted}")
+
+    @property
+    def _counted(self) -> str:
+        return counted(len(next(iter(self.evaluations.values())).scores), "record")
 
 
 def compare(evaluations: Mapping[str, Evaluation]) -> Comparison:

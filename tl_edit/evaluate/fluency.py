@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tl_edit.counted import counted
 from tl_edit.digest import digest
 from tl_edit.evaluate.scores import mean
 from tl_edit.extras import extra
@@ -145,4 +146,4 @@ class TfIdf:
         return digest([json.dumps([[word, int(i)] for word, i in words]), self.vectorizer.idf_.tobytes().hex()], size=8)
 
     def __repr__(self) -> str:
-        return f"TfIdf({len(self.vectorizer.idf_)} words)"
+        return f"TfIdf({counted(len(self.vectorizer.idf_), 'word')})"

@@ -16,12 +16,19 @@ from tl_edit.evaluate.metric import Metric
 class Measure:
     """How a metric is called and shown."""
 
-    name: str
+    what: str
     heading: str = ""
     """What it stands under in the papers' tables."""
     scale: float = 100.0
-    """Tables show the value times this."""
+    """Tables and pictures show the value times this,"""
     better: Literal["higher", "lower", "neither"] = "higher"
+    unit: str = "%"
+    """and then it has this unit."""
+
+    @property
+    def name(self) -> str:
+        """What it is, with its unit if that is not per cent."""
+        return self.what if self.unit == "%" else f"{self.what}, {self.unit}"
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -37,20 +44,20 @@ MEASURES: Mapping[str, Measure] = {
     "NA": Measure("neighborhood accuracy", "Specificity"),
     "NS+": Measure("distracted neighborhood success", "Specificity"),
     "NM+": Measure("distracted neighborhood magnitude", "Specificity"),
-    "KL": Measure("neighborhood KL, nats", "Specificity", 1.0, "lower"),
-    "KL+": Measure("distracted neighborhood KL, nats", "Specificity", 1.0, "lower"),
+    "KL": Measure("neighborhood KL", "Specificity", 1.0, "lower", "nats"),
+    "KL+": Measure("distracted neighborhood KL", "Specificity", 1.0, "lower", "nats"),
     "AS": Measure("attribute success", "Attribute", better="neither"),
     "AM": Measure("attribute magnitude", "Attribute", better="neither"),
     "OF": Measure("other facts of the subject kept", "Essence"),
-    "EP": Measure("essence perplexity", "Essence", 1.0, "lower"),
+    "EP": Measure("essence perplexity", "Essence", 1.0, "lower", "per token"),
     "UF": Measure("unrelated facts kept", "Specificity"),
     "TS": Measure("token score", "Score"),
     "ET": Measure("efficacy token accuracy", "Efficacy"),
     "PT": Measure("paraphrase token accuracy", "Paraphrase"),
     "UT": Measure("unrelated facts token accuracy", "Specificity"),
-    "GE": Measure("generation entropy, bits times 100", "Fluency"),
+    "GE": Measure("generation entropy", "Fluency", unit="bits times 100"),
     "RS": Measure("reference score", "Consistency"),
-    "PPL": Measure("perplexity, edited over unedited", "Drift", 1.0, "lower"),
+    "PPL": Measure("perplexity", "Drift", 1.0, "lower", "edited over unedited"),
 }
 """All metrics by their key, in the order of tables."""
 
@@ -59,7 +66,7 @@ COUNTERFACT = ("S", "ES", "EM", "PS", "PM", "NS", "NM", "GE", "RS")
 ZSRE = ("TS", "ET", "PT", "UT")
 """Columns of the papers' tables for zsRE, which are token accuracies."""
 RATES = (("ES", "PS", "NS", "S"), ("ET", "PT", "UT", "TS"), ("EA", "PA", "NA"))
-"""What bars show, the first of these that there is."""
+"""What bars show where nothing else is asked for, the first of these that there is."""
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
 Methods = Mapping[str, Mapping[str, Metric]]
@@ -157,47 +164,50 @@ def metrics_html(methods: Methods, heading: str) -> str:
 
 
 def plot_metrics(methods: Methods, keys: Sequence[str] | None, ax: Any, *, title: str = "", seed: int = 0) -> Any:
-    """Bars of rates in per cent with their 95 % intervals, methods side by side; returns the axes.
+    """Bars of metrics of one unit with their 95 % intervals, methods side by side; returns the axes.
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If a metric is unknown, no method has it, or it is no rate.
+        ValueError: If a metric is unknown, no method has it, or units differ.
     """
     operation = "plot"
     there = {key for found in methods.values() for key in found}
     if keys is None:
         keys = next((several for several in RATES if there & set(several)), RATES[0])
         keys = [key for key in keys if key in there]
-    others = [key for key in chosen(methods, keys, operation) if MEASURES[key].scale == 1 or key == "GE"]
-    if others or not keys:
+    units = {MEASURES[key].unit: key for key in reversed(chosen(methods, keys, operation))}
+    if len(units) != 1 or not keys:
+        found = ", ".join(f"{key} ({unit})" for unit, key in units.items())
         raise ValueError(
-            f"{operation}: {', '.join(others) or 'nothing'} is no rate; expected rates, which share a scale, e.g. "
-            f"keys={list(RATES[0])}; the table has the others."
+            f"{operation}: found {found if keys else 'no rates'}; expected metrics of one unit, as they share a scale; "
+            f"pass e.g. keys={list(RATES[0])}; the table has all of them."
         )
     bars: dict[str, Tensor] = {}
     ends: dict[str, tuple[Tensor, Tensor]] = {}
+    scale = MEASURES[keys[0]].scale
     for name, found in methods.items():
         metrics = [found.get(key) for key in keys]
         sides = [(math.nan, math.nan) if each is None else each.interval(seed=seed) for each in metrics]
-        bars[name] = 100 * torch.tensor(
-            [math.nan if each is None else each.mean for each in metrics], dtype=torch.float64
-        )
-        low, high = 100 * torch.tensor(sides, dtype=torch.float64).T
+        means = [math.nan if each is None else each.mean for each in metrics]
+        bars[name] = scale * torch.tensor(means, dtype=torch.float64)
+        low, high = scale * torch.tensor(sides, dtype=torch.float64).T
         ends[name] = low, high
     known = any(bool((~low.isnan()).any()) for low, _ in ends.values())
-    ylabel = "% (95 % intervals over records)" if known else "%"
-    groups = [f"{key}\n{MEASURES[key].name.replace(' ', chr(10), 1)}" for key in keys]
+    # The perplexity is that of texts, not of records.
+    over = "" if "PPL" in keys else " over records"
+    ylabel = f"{next(iter(units))} (95 % intervals{over})" if known else next(iter(units))
+    groups = [f"{key}\n{MEASURES[key].what.replace(' ', chr(10), 1)}" for key in keys]
     return show.plot_bars(bars, ax, groups=groups, ylabel=ylabel, title=title, intervals=ends)
 
 
 def metric_rows(methods: Methods, seed: int) -> list[dict[str, Any]]:
-    """A row for each method and metric, in the metric's own unit."""
+    """A row for each method and metric, as it was measured: rates from 0 to 1, entropies in bits."""
     rows: list[dict[str, Any]] = []
     for name, found in methods.items():
         for key, metric in found.items():
             low, high = metric.interval(seed=seed)
             numbers = {"mean": metric.mean, "standard_error": metric.standard_error, "low": low, "high": high}
-            rows.append({"method": name, "metric": key, "name": MEASURES[key].name, **numbers, "n": metric.n})
+            rows.append({"method": name, "metric": key, "name": MEASURES[key].what, **numbers, "n": metric.n})
     return rows
 
 

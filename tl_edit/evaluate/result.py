@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from tl_edit import archive, show
+from tl_edit.counted import counted
 from tl_edit.evaluate.measures import MEASURES, latex, markdown, metric_rows, metrics_html, plot_metrics, show_metric
 from tl_edit.evaluate.metric import Metric
 from tl_edit.evaluate.plain import plain_scores, read_record, read_scores
@@ -310,28 +311,29 @@ class Evaluation:
         if self.metric("ES") is None:
             # Without true objects nothing competes; whether the new one is said is known.
             shown += [f"{key} {show_metric(key, metric)}" for key in ("EA", "PA") if (metric := self.metric(key))]
-        return f"Evaluation({_count(self.scores)}: {', '.join(shown)})"
+        return f"Evaluation({self._counted}: {', '.join(shown)})"
 
     def plot(self, ax: Any = None, *, keys: Sequence[str] | None = None, seed: int = 0) -> Any:
-        """Bars of rates in per cent with their 95 % intervals over records.
+        """Bars of metrics of one unit, with their 95 % intervals over records.
 
         Args:
             ax: Axes to draw on; None for a new figure.
-            keys: Rates to show, by their keys in `MEASURES`; None for ES, PS, NS and S, or for zsRE's.
+            keys: What to show, by their keys in `MEASURES`, all of one unit, e.g. ["KL", "KL+"] or ["PPL"]; None for
+                ES, PS, NS and S, or for zsRE's rates.
             seed: Of the bootstrap intervals.
 
         Raises:
             ImportError: If matplotlib is not installed.
-            ValueError: If a metric is unknown, absent, or no rate.
+            ValueError: If a metric is unknown or absent, or units differ.
         """
-        return plot_metrics({"": self.metrics()}, keys, ax, title=_count(self.scores), seed=seed)
+        return plot_metrics({"": self.metrics()}, keys, ax, title=self._counted, seed=seed)
+
+    @property
+    def _counted(self) -> str:
+        return counted(len(self.scores), "record")
 
     def _repr_html_(self) -> str:
-        return metrics_html({"": self.metrics()}, _count(self.scores))
-
-
-def _count(scores: Sequence[RecordScores]) -> str:
-    return f"{len(scores)} record{'' if len(scores) == 1 else 's'}"
+        return metrics_html({"": self.metrics()}, self._counted)
 
 
 def _won(group: Group, score: PromptScore) -> bool:

@@ -7,6 +7,7 @@ from typing import cast
 
 from tl_edit import host, tokens
 from tl_edit.attach import as_hooks
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord, as_records
 from tl_edit.edit import Edit
 from tl_edit.evaluate.generation import Generation
@@ -120,9 +121,9 @@ def _warn_of_subjects(records: Sequence[EditRecord], edit: Edit | None) -> None:
     others = [record for record in records if record.request.subject not in subjects]
     if subjects and others:
         warnings.warn(
-            f"{OPERATION}: {len(others)} of {len(records)} records, e.g. {others[0].request}, are about no subject of "
-            f"{edit!r}; expected those that it was computed for, as ES, PS and S say whether it worked; pass these, or "
-            "go on if this is meant.",
+            f"{OPERATION}: {len(others)} of {counted(len(records), 'record')} about other subjects than those "
+            f"of {edit!r}, e.g. {others[0].request}; expected those that it was computed for, as ES, PS and S say "
+            "whether it worked; pass these, or go on if this is meant.",
             stacklevel=3,
         )
 

@@ -10,6 +10,7 @@ import torch
 
 from tl_edit import forward, tokens
 from tl_edit.attach import foreign_hook
+from tl_edit.counted import counted
 from tl_edit.evaluate.questions import READ_AT_ONCE
 from tl_edit.host import Model, NamedHook
 
@@ -103,8 +104,8 @@ def nlls(
     for text, row in zip(texts, rows, strict=True):
         if len(row) < 2:
             raise ValueError(
-                f"perplexity: {text!r} has {len(row)} tokens; expected at least 2, as the first is not predicted; "
-                "leave it out."
+                f"perplexity: {text!r} has {counted(len(row), 'token')}; expected at least 2, as the first is not "
+                "predicted; leave it out."
             )
     found = [0.0] * len(rows)
     lengths = [len(row) for row in rows]

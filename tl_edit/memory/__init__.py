@@ -2,7 +2,7 @@
 
 A memory is a neuron, or a factor of an edit, which is one that was written. Keys are found in `top`, by one pass over
 texts with the engine of the second moments; values are read by `tl_edit.readout`; `read` does both, `run` checks what
-is asked for, and `result` shows it.
+is asked for, and `result` shows it, with `pictures`.
 """
 
 from tl_edit.memory.result import KeyValueMemory, Trigger

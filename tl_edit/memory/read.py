@@ -68,7 +68,14 @@ class Settings:
 
 
 def read_memories(
-    model: Model, memories: Sequence[Memories], texts: AnyTexts, given: Settings, operation: str, title: str
+    model: Model,
+    memories: Sequence[Memories],
+    texts: AnyTexts,
+    given: Settings,
+    operation: str,
+    title: str,
+    *,
+    of_edit: bool = False,
 ) -> KeyValueMemory:
     """Triggers and tokens of memories, by layers."""
     tops = [TopPlaces(len(each.numbers), given.n_triggers, given.window, given.one_per_text) for each in memories]
@@ -96,6 +103,7 @@ def read_memories(
     seen = seen[seen >= 0]
     return KeyValueMemory(
         title=title,
+        of_edit=of_edit,
         layers=tuple(each.layer for each in memories for _ in each.numbers),
         neurons=tuple(number for each in memories for number in each.numbers),
         names=tuple(name for each in memories for name in each.names),

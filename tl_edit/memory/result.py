@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.host import Provenance
+from tl_edit.memory.pictures import plot_triggers, token_lines, trigger_lines
 
-By = Literal["layer", "trigger"]
+By = Literal["layer", "trigger", "context"]
 
-SHOWN, SHOWN_TRIGGERS, SHOWN_TOKENS, SHOWN_CONTEXT = 20, 5, 6, 16
-"""Memories of a table; triggers and tokens of each; tokens of a trigger."""
+SHOWN = 20
+"""Memories of a table."""
 VIEWED = 50
 """Memories of a view."""
 
@@ -48,11 +50,14 @@ class KeyValueMemory:
 
     title: str
     """Whose memories they are."""
+    of_edit: bool
+    """Whether they are factors of an edit; otherwise neurons."""
     layers: tuple[int, ...]
     """Of each memory."""
     neurons: tuple[int, ...]
     """Number of each memory in its layer: of the neuron, or of the edit's factor."""
     names: tuple[str, ...]
+    """E.g. "layer 1, neuron 64", or the subject that an edit's factor is for."""
     coefficient: Float[Tensor, "memory trigger"]
     """At the triggers, strongest first: the neuron's post-activation, or how far the edit's factor moves the answer, in
     units of the MLP's output. NaN where the texts have no more places."""
@@ -129,21 +134,21 @@ class KeyValueMemory:
             )
         generator = torch.Generator().manual_seed(seed)
         found: list[Tensor] = []
-        for layer in self.layer_axis:
-            own = self._of_layer(layer)
+        for own in self._of_layers():
             following, top = self.next_id[own, 0], self.top_ids[own, 0]
-            draws = [
-                (following == top[elsewhere(len(top), generator)])[following >= 0].double().mean()
-                for _ in range(n_draws if len(top) > 1 else 0)
-            ]
-            found.append(torch.stack(draws) if draws else torch.full((n_draws,), torch.nan, dtype=torch.float64))
+            n = int((following >= 0).sum()) if len(top) > 1 else 0
+            hits = torch.full((n_draws,), torch.nan, dtype=torch.float64)
+            for draw in range(n_draws if n else 0):
+                # One cycle, as `elsewhere` draws it: nothing stays at its place.
+                order = torch.randperm(len(top), generator=generator)
+                hits[draw] = (following[order] == top[order].roll(1)).sum()
+            found.append(hits / n if n else hits)
         return torch.stack(found)
 
     def _agrees_elsewhere(self) -> Float[Tensor, "memory trigger"]:
         """Of each trigger, the share of the layer's other values whose top token follows it."""
         found = torch.full(self.next_id.shape, torch.nan, dtype=torch.float64)
-        for layer in self.layer_axis:
-            own = self._of_layer(layer)
+        for own in self._of_layers():
             top, following = self.top_ids[own, 0], self.next_id[own]
             counts = torch.bincount(top, minlength=int(max(top.max(), following.max())) + 1)
             others = counts[following.clamp(min=0)] - (following == top[:, None]).long()
@@ -152,10 +157,12 @@ class KeyValueMemory:
         return found
 
     def _by_layer(self, values: Float[Tensor, "memory trigger"]) -> Float[Tensor, "layer trigger"]:
-        return torch.stack([values[self._of_layer(layer)].nanmean(dim=0) for layer in self.layer_axis])
+        return torch.stack([values[own].nanmean(dim=0) for own in self._of_layers()])
 
-    def _of_layer(self, layer: int) -> Int[Tensor, " some"]:
-        return torch.tensor([i for i, each in enumerate(self.layers) if each == layer])
+    def _of_layers(self) -> list[Int[Tensor, " some"]]:
+        """Which memories are of each layer."""
+        layers = torch.tensor(self.layers)
+        return [(layers == layer).nonzero()[:, 0] for layer in self.layer_axis]
 
     # --- one memory --------------------------------------------------------------------------------
 
@@ -196,8 +203,10 @@ class KeyValueMemory:
                 "n_tokens= for more when the memories are read."
             )
         i = self._index(neuron, layer, name)
-        pairs = zip(map(int, ids[i]), map(float, scores[i]), strict=True)
-        return [(self.vocabulary[token], score) for token, score in pairs][:n]
+        return self._decoded(ids[i], scores[i])[:n]
+
+    def _decoded(self, ids: Int[Tensor, " token"], scores: Float[Tensor, " token"]) -> list[tuple[str, float]]:
+        return [(self.vocabulary[int(token)], float(score)) for token, score in zip(ids, scores, strict=True)]
 
     def _index(self, neuron: object, layer: object, name: str) -> int:
         there = [
@@ -213,11 +222,13 @@ class KeyValueMemory:
                 f"KeyValueMemory.{name}: {neuron!r} is in layers {[self.layers[i] for i in there]}; expected one; pass "
                 f"layer={self.layers[there[0]]}."
             )
-        known = ", ".join(f"{of}.{number}" for of, number in list(zip(self.layers, self.neurons, strict=True))[:8])
-        more = ", ..." if len(self.layers) > 8 else ""
+        pairs = list(zip(self.layers, self.neurons, strict=True))
+        known = "; ".join(f"{number} of layer {of}" for of, number in pairs[:8])
+        more = "; ..." if len(pairs) > 8 else ""
+        remedy = "choose another" if self.of_edit else f"read it, with neurons=[{neuron!r}], or choose another"
         raise ValueError(
-            f"KeyValueMemory.{name}: there is no memory {neuron!r}{where}; expected the number of one of "
-            f"{known}{more} (layer.number); read it, with neurons=[{neuron!r}], or choose another."
+            f"KeyValueMemory.{name}: there is no memory {neuron!r}{where}; expected the number of one of {known}"
+            f"{more}; {remedy}."
         )
 
     def _trigger(self, i: int, j: int) -> Trigger:
@@ -259,25 +270,30 @@ class KeyValueMemory:
         )
 
     def plot(self, ax: Any = None, *, by: By | None = None) -> Any:
-        """Agreement of keys and values beside chance, in matplotlib; returns the axes.
+        """Agreement of keys and values beside chance, or the strongest triggers, in matplotlib; returns the axes.
 
         Args:
             ax: Axes to draw on; None for a new figure.
-            by: "layer": over layers, of first triggers (the paper's figure); "trigger": over triggers, of all
-                memories. None for layers where there are several.
+            by: "layer": agreement over layers, of first triggers (the paper's figure), with the end of 200
+                permutations; "trigger": agreement over triggers, of all memories; "context": bars of the contexts that
+                trigger a memory most. None for contexts of an edit's memories or a single one, and otherwise for
+                layers where there are several.
 
         Raises:
             ImportError: If matplotlib is not installed.
             ValueError: If ``by`` is something else.
         """
-        if by not in (None, "layer", "trigger"):
+        if by not in (None, *get_args(By)):
             raise ValueError(
-                f"KeyValueMemory.plot: by is {by!r}; expected 'layer', 'trigger' or None; the default is None."
+                f"KeyValueMemory.plot: by is {by!r}; expected one of {', '.join(get_args(By))}, or None; the "
+                "default is None."
             )
+        if by == "context" or (by is None and (self.of_edit or len(self.names) == 1)):
+            return self._plot_contexts(ax)
         agreed = f"next token is the value's top token ({self._counted()})"
         if by == "layer" or (by is None and len(self.layer_axis) > 1):
             lines = {"agreement": self.agreement[:, 0], "other values": self.chance[:, 0]}
-            upper = self.permuted_agreement(seed=self.seed).quantile(0.975, dim=1)
+            upper = self.permuted_agreement(200, seed=self.seed).quantile(0.975, dim=1)
             lines["permuted, 97.5 %"] = upper
             x, label, title = torch.tensor(self.layer_axis).double(), "layer", f"first trigger's {agreed}"
         else:
@@ -287,6 +303,18 @@ class KeyValueMemory:
             title = f"trigger's {agreed}"
         shown = {name: 100 * line for name, line in lines.items() if not line.isnan().all()}
         return show.plot_lines(x, shown, ax, xlabel=label, ylabel="memories (%)", title=f"{self.title}: {title}")
+
+    def _plot_contexts(self, ax: Any) -> Any:
+        one = len(self.names) == 1
+        tokens = (show.spaced(token) for token, _ in self._decoded(self.top_ids[0], self.top_scores[0])[:3])
+        said = f"; the value of {self.names[0]} says {', '.join(tokens)}" if one else ""
+        moved = "how far the MLP's answer is moved (its own units)" if self.of_edit else "activation"
+        return plot_triggers(
+            [("" if one else name, self._triggers(i)) for i, name in enumerate(self.names)],
+            ax,
+            unit=f"coefficient: {moved}{', negative' if self.negative else ''}",
+            title=f"{self.title}: what triggers {self._counted()} most{said}",
+        )
 
     def to_dataframe(self) -> Any:
         """A pandas frame: a row for each trigger of each memory, trigger 0 the strongest.
@@ -325,13 +353,12 @@ class KeyValueMemory:
 
     def __repr__(self) -> str:
         layers = list(self.layer_axis)
-        return (
-            f"KeyValueMemory({self.title}: {self._counted()} of layer"
-            f"{f's {layers}' if len(layers) > 1 else f' {layers[0]}'}, {self.n_tokens:,} tokens; {self._summary()})"
-        )
+        where = f"layers {layers}" if len(layers) > 1 else f"layer {layers[0]}"
+        read = counted(self.n_tokens, "token")
+        return f"KeyValueMemory({self.title}: {self._counted()} of {where}, {read}; {self._summary()})"
 
     def _counted(self) -> str:
-        return "1 memory" if len(self.names) == 1 else f"{len(self.names):,} memories"
+        return counted(len(self.names), "memory", "memories")
 
     def _summary(self) -> str:
         """Agreement and ranks, beside chance."""
@@ -349,9 +376,9 @@ class KeyValueMemory:
         rows = [
             [
                 [self.names[i]],
-                self._lines(i),
-                _listed(self.top_tokens(self.neurons[i], layer=self.layers[i])),
-                _listed(self.bottom_tokens(self.neurons[i], layer=self.layers[i])),
+                trigger_lines(self._triggers(i)),
+                token_lines(self._decoded(self.top_ids[i], self.top_scores[i])),
+                token_lines(self._decoded(self.bottom_ids[i], self.bottom_scores[i])),
             ]
             for i in shown
         ]
@@ -364,46 +391,6 @@ class KeyValueMemory:
             f"coefficient at each token ({self._unit}), up to the memory's largest. Scores: logits that a coefficient "
             f"of 1 adds, up to the norms' divisors.{left_out}",
         )
-
-    def _lines(self, i: int) -> list[str | show.Marked]:
-        """The first triggers of a memory, the same contexts as one."""
-        triggers = self._triggers(i)
-        same: dict[tuple[str, ...], list[Trigger]] = {}
-        for trigger in triggers:
-            same.setdefault(trigger.tokens, []).append(trigger)
-        several = list(same.values())[:SHOWN_TRIGGERS]
-        # Tokens at which a coefficient is negative may be further from zero than any trigger.
-        top = max((float(each[0].coefficients.nan_to_num(0.0).abs().max()) for each in several), default=0.0) or 1.0
-        return [
-            show.Marked(
-                tokens=each[0].tokens[-SHOWN_CONTEXT:],
-                values=each[0].coefficients[-SHOWN_CONTEXT:],
-                top=top,
-                label=f"{each[0].coefficient:.3g}",
-                before="…" if len(each[0].tokens) > SHOWN_CONTEXT else "",
-                after=_after(each),
-            )
-            for each in several
-        ]
-
-
-def _after(same: list[Trigger]) -> str:
-    """What stands behind triggers with the same context: the tokens that follow."""
-    following = dict.fromkeys(
-        (each.next_token, each.agrees) if each.next_token is not None else ("(end)", False) for each in same
-    )
-    said = "  ".join(f"{show.visible(token)}{' ✓' if agrees else ''}" for token, agrees in list(following)[:3])
-    more = ", …" if len(following) > 3 else ""
-    times = f"  ({len(same)} times)" if len(same) > 1 else ""
-    return f" → {said}{more}{times}"
-
-
-def _listed(tokens: list[tuple[str, float]]) -> list[str | show.Marked]:
-    none = torch.full((1,), torch.nan)
-    return [
-        show.Marked(tokens=[token], values=none, framed=False, label=f"{score:.2f}")
-        for token, score in tokens[:SHOWN_TOKENS]
-    ]
 
 
 def elsewhere(n: int, generator: torch.Generator) -> Int[Tensor, " n"]:

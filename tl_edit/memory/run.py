@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, forward, host, tokens
-from tl_edit.edit import Edit, edits_on
+from tl_edit.edit import Edit, LowRank, edits_on
 from tl_edit.host import Model
 from tl_edit.memory.read import AnyTexts, Memories, Settings, read_memories
 from tl_edit.memory.result import KeyValueMemory
@@ -103,7 +103,7 @@ def key_value_memory(
         weight = host.w_out(model, layer)
         numbers = _chosen_neurons(neurons, n_neurons, len(weight), layer, generator, operation)
         values = weight if len(numbers) == len(weight) else weight[torch.tensor(numbers, device=weight.device)]
-        names = tuple(f"{layer}.{number}" for number in numbers)
+        names = tuple(f"layer {layer}, neuron {number}" for number in numbers)
         sign = -1 if negative else 1
         memories.append(Memories(layer=layer, numbers=numbers, names=names, keys=None, values=values, sign=sign))
     return read_memories(model, memories, texts, given, operation, f"neurons of {host.model_name(model)}")
@@ -158,7 +158,7 @@ def edit_memory(
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If ``edit`` is none, or of other weights, and as `key_value_memory`.
+        ValueError: If ``edit`` is none, changes nothing, or is of other weights, and as `key_value_memory`.
         MemoryError: If memory runs out, naming the ``batch_tokens`` to try.
     """
     operation = "edit_memory"
@@ -183,6 +183,11 @@ def edit_memory(
         batch_tokens=batch_tokens,
         progress=progress,
     )
+    if all(_is_nothing(delta) for delta in edit.deltas.values()):
+        raise ValueError(
+            f"{operation}: {edit!r} changes nothing, as its changes are zero or cancel; expected an edit that wrote "
+            "something; pass one that was not multiplied by 0 or taken from itself."
+        )
     off = edit not in edits_on(model, operation)
     # Also where they are not used they are asked for, as that checks shapes and weights.
     hooks = edit.hooks(model, allow_mismatch=allow_mismatch) if off else []
@@ -194,7 +199,12 @@ def edit_memory(
     with ExitStack() as stack:
         if len(memories) > 1 and hooks:
             stack.enter_context(attach.attached(model, hooks))
-        return read_memories(model, memories, texts, given, operation, repr(edit))
+        return read_memories(model, memories, texts, given, operation, repr(edit), of_edit=True)
+
+
+def _is_nothing(delta: LowRank) -> bool:
+    """Whether a change is zero but for rounding, as that of an edit less itself is."""
+    return delta.norm() <= 1e-7 * float((forward.lengths(delta.left.T) * forward.lengths(delta.right)).sum())
 
 
 def _factors(
@@ -207,7 +217,7 @@ def _factors(
     return Memories(
         layer=layer,
         numbers=numbers,
-        names=tuple(f"layer {layer}: {name}" for name in named),
+        names=tuple(f"layer {layer}, {name}" for name in named),
         keys=left * sizes,
         values=right / torch.where(sizes > 0, sizes, 1.0)[:, None],
         sign=sign,
@@ -256,10 +266,15 @@ def _chosen_neurons(
 ) -> tuple[int, ...]:
     """Numbers of neurons of a layer."""
     if n_neurons is not None:
-        if neurons is not None or type(n_neurons) is not int or not 1 <= n_neurons <= width:
+        if neurons is not None:
+            raise ValueError(
+                f"{operation}: found both neurons and n_neurons={n_neurons!r}; expected one of them: neurons says "
+                f"which, n_neurons how many at random; leave n_neurons out, or pass neurons=None."
+            )
+        if type(n_neurons) is not int or not 1 <= n_neurons <= width:
             raise ValueError(
                 f"{operation}: n_neurons is {n_neurons!r}; expected an integer from 1 to {width}, the neurons of layer "
-                f"{layer}, and neurons=None; pass one of the two."
+                f"{layer}; leave it out for all of them."
             )
         drawn = torch.randperm(width, generator=generator)[:n_neurons]
         return tuple(sorted(map(int, drawn)))

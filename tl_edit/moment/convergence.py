@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.forward import length
 
 FEW, ENOUGH = 0.5, 0.9
@@ -75,7 +76,7 @@ class Convergence:
         ]
         cosine = f"not known: {self.advice}"
         if self.cosine_mean is not None and self.cosine_lowest is not None:
-            cosine = f"mean {self.cosine_mean:.3f}, lowest {self.cosine_lowest:.3f} over {self.n_keys} keys"
+            cosine = f"mean {self.cosine_mean:.3f}, lowest {self.cosine_lowest:.3f} over {counted(self.n_keys, 'key')}"
         return [*rows, ("split-half cosine of C^-1 k", cosine), ("verdict", self.verdict)]
 
     def plot(self, ax: Any = None) -> Any:

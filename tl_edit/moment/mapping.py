@@ -61,7 +61,7 @@ class SecondMoments(Mapping[int, SecondMoment]):
         return f"SecondMoments({', '.join(said)})"
 
     def plot(self, ax: Any = None) -> Any:
-        """The eigenvalues of all layers; see `SecondMoment.plot`.
+        """The eigenvalues of all layers, of more than six with a scale of colours; see `SecondMoment.plot`.
 
         Raises:
             ImportError: If matplotlib is not installed.

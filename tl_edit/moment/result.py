@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_edit import archive, host, show
 from tl_edit.attach import foreign_hook
+from tl_edit.counted import counted
 from tl_edit.edit import edits_on
 from tl_edit.host import Model, Provenance
 from tl_edit.moment import files, fingerprint
@@ -66,7 +67,7 @@ class SecondMoment:
             raise ValueError(f"SecondMoment: count is {self.count}; expected 0 or more; pass the number of tokens.")
 
     def __repr__(self) -> str:
-        what = f"{self.count:,} tokens" if self.count else "identity"
+        what = counted(self.count, "token") if self.count else "identity"
         what += "" if self.counts_bos or not self.count else " without BOS"
         what += f" of {self.corpus}" if self.corpus else ""
         what += f", ridge {self.ridge:g}" if self.ridge else ""
@@ -97,8 +98,9 @@ class SecondMoment:
         factor, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(regular))
         if info.item() or not torch.isfinite(factor).all():
             raise ValueError(
-                f"solving with the second moment of layer {self.layer}: it is singular after {self.count:,} tokens; "
-                f"expected a positive definite {self.d_mlp} x {self.d_mlp} matrix{self._remedy()}"
+                f"solving with the second moment of layer {self.layer}: it is singular after "
+                f"{counted(self.count, 'token')}; expected a positive definite {self.d_mlp} x {self.d_mlp} "
+                f"matrix{self._remedy()}"
             )
         return factor
 

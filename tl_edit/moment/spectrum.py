@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from tl_edit import show
+from tl_edit.counted import counted
 
 if TYPE_CHECKING:
     from tl_edit.moment.result import SecondMoment
 
 ROUNDING = 1e-14
 """Eigenvalues below this, over the largest, are rounding."""
+MOST_NAMED = 6
+"""Layers whose lines are named in a legend; of more the colour tells."""
 
 
 def told(moment: "SecondMoment") -> list[tuple[str, str]]:
@@ -33,21 +36,23 @@ def told(moment: "SecondMoment") -> list[tuple[str, str]]:
 
 
 def plot_spectra(moments: Sequence["SecondMoment"], ax: Any) -> Any:
-    """Eigenvalues from the largest, on a logarithmic scale, and what ridges add to them; returns the axes.
+    """Eigenvalues from the largest, on a logarithmic scale, and, of few layers, what ridges add; returns the axes.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     lines: dict[str, Tensor] = {}
+    several = len(moments) > MOST_NAMED
     levels: dict[str, float] = {}
     for moment in moments:
         values = moment.eigenvalues
         positive = values > ROUNDING * values.max()
         none = int((~positive).sum())
         per_dimension = f"{moment.count / moment.d_mlp:.1f} tokens per dimension" if moment.count else "identity"
-        name = f"layer {moment.layer}: {per_dimension}" + (f", {none:,} eigenvalues are 0" if none else "")
+        zeros = f", {counted(none, 'eigenvalue')} of 0" if none else ""
+        name = f"layer {moment.layer}: {per_dimension}{zeros}"
         lines[name] = torch.where(positive, values, torch.nan)
-        if moment.ridge:
+        if moment.ridge and not several:
             levels[f"layer {moment.layer}: ridge {moment.ridge:g}"] = moment.added
     return show.plot_lines(
         torch.arange(1, max(map(len, lines.values())) + 1, dtype=torch.float64),
@@ -56,6 +61,8 @@ def plot_spectra(moments: Sequence["SecondMoment"], ax: Any) -> Any:
         xlabel="eigenvalues, from the largest",
         ylabel="eigenvalue of C = E[k k^T]",
         levels=levels,
+        shade=dict(zip(lines, (float(moment.layer) for moment in moments), strict=True)) if several else None,
+        shade_label="layer",
         yscale="log",
         whole=True,
     )

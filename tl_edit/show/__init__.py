@@ -8,13 +8,13 @@ else.
 from tl_edit.show.components import attention_view, layers_view, log_probs_view, samples_view, tokens_view
 from tl_edit.show.curves import plot_bars, plot_lines, plot_losses, plot_panels, plot_points
 from tl_edit.show.depth import plot_depth, plot_grid, plot_probabilities
-from tl_edit.show.figures import BOTH_WAYS, plot_heatmaps, plot_matrix, several_axes, shown_once
+from tl_edit.show.figures import BOTH_WAYS, plot_heatmaps, plot_matrix, several_axes
 from tl_edit.show.heatmaps import heatmaps_html
 from tl_edit.show.marked import Marked, marked_table
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
 from tl_edit.show.text import spaced, visible
-from tl_edit.show.view import View, joined
+from tl_edit.show.view import View
 
 __all__ = [
     "BOTH_WAYS",
@@ -24,7 +24,6 @@ __all__ = [
     "frame",
     "frame_of_rows",
     "heatmaps_html",
-    "joined",
     "layers_view",
     "log_probs_view",
     "marked_table",
@@ -42,7 +41,6 @@ __all__ = [
     "samples_view",
     "save_html",
     "several_axes",
-    "shown_once",
     "spaced",
     "table",
     "tokens_view",

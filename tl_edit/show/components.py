@@ -6,8 +6,8 @@ from typing import Any, cast
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_edit.show.heatmaps import BLUE, RED, heatmaps_html, shade
-from tl_edit.show.scale import largest
+from tl_edit.show.heatmaps import heatmaps_html
+from tl_edit.show.scale import BLUE, RED, largest, scale_note, shade_text
 from tl_edit.show.tables import table
 from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, for_components, visible
 from tl_edit.show.view import Part, View
@@ -47,7 +47,7 @@ def tokens_view(
         f'<div style="margin:2px 0">{_static(name)}{_spans(kept, shown[:, i], top)}</div>'
         for i, name in enumerate(columns)
     )
-    note = _scale(unit, top, _OWN) + _left_out(start, "tokens")
+    note = scale_note(unit, top, _OWN) + _left_out(start, "tokens")
     return View(parts=(Part(component="ColoredTokensMulti", props=props, static=static),), heading=heading, note=note)
 
 
@@ -82,7 +82,7 @@ def layers_view(
     static = heatmaps_html(
         list(shown), titles=kinds, rows=kept, columns=layers, heading="", unit="", per_line=len(kinds)
     )
-    note = _scale(unit, top, _OWN) + _left_out(start, "tokens")
+    note = scale_note(unit, top, _OWN) + _left_out(start, "tokens")
     return View(
         parts=(Part(component="TextNeuronActivations", props=props, static=static),), heading=heading, note=note
     )
@@ -175,7 +175,7 @@ def attention_view(
         "maskUpperTri": True,
     }
     static = heatmaps_html(list(shown), titles=labels, rows=kept, columns=_numbered(kept), heading="", unit="")
-    note = _scale(unit, top) + _left_out(start, "tokens") + _left_out(len(names) - len(labels), "heads", "weakest")
+    note = scale_note(unit, top) + _left_out(start, "tokens") + _left_out(len(names) - len(labels), "heads", "weakest")
     return View(parts=(Part(component="AttentionHeads", props=props, static=static),), heading=heading, note=note)
 
 
@@ -242,10 +242,6 @@ def _numbered(tokens: Sequence[str]) -> list[str]:
     return [str(i) for i in range(len(tokens))]
 
 
-def _scale(unit: str, top: float, colours: tuple[str, str] = ("red", "blue")) -> str:
-    return f"{unit}; colours from -{top:.3g} ({colours[0]}) to {top:.3g} ({colours[1]})."
-
-
 def _left_out(n: int, what: str, which: str = "first") -> str:
     return f" The {n} {which} {what} are left out." if n > 0 else ""
 
@@ -257,6 +253,7 @@ def _static(name: str) -> str:
 def _spans(tokens: Sequence[str], values: Float[Tensor, " token"], top: float) -> str:
     """Tokens with the value behind each of them, as a title and as a colour."""
     return "".join(
-        f'<span title="{float(value):.4g}" style="{shade(float(value), top)};white-space:pre">{cell_text(token)}</span>'
+        f'<span title="{float(value):.4g}" style="white-space:pre;{shade_text(float(value), top)}">'
+        f"{cell_text(token)}</span>"
         for token, value in zip(tokens, values, strict=True)
     )

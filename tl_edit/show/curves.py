@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
-from tl_edit.show.figures import GREY, label_places, one_axes, several_axes, shown_once, wrapped
+from tl_edit.show.figures import GREY, add_scale, fitted, label_places, one_axes, say, several_axes, wrapped
+from tl_edit.show.text import drawable
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Colours of Okabe and Ito for colour-blind readers, those that are seen both on white and on black."""
@@ -16,6 +17,8 @@ MARKERS = "o^vDsP"
 """With a colour each; from the seventh line on colours come again, with other markers."""
 HATCHES = ("", "///", "...", "xxx", "---", "+++")
 MOST_MARKERS = 16
+MOST_BARS = 60
+"""Groups of lying bars that are drawn, the first ones."""
 MOST_NUMBERS = 32
 """Bars that have their numbers."""
 
@@ -36,6 +39,8 @@ def plot_lines(
     right_label: str = "",
     bands: Mapping[str, Interval] | None = None,
     levels: Mapping[str, float] | None = None,
+    shade: Mapping[str, float] | None = None,
+    shade_label: str = "",
     yscale: str = "linear",
     whole: bool = False,
 ) -> Any:
@@ -52,6 +57,9 @@ def plot_lines(
         right_label: What these are.
         bands: Intervals of some of the lines, by their names.
         levels: Horizontal lines for comparison, by name.
+        shade: Of each line a number that tells its colour, on a scale at the side in place of a legend; for more lines
+            than can be told apart by name.
+        shade_label: What these are.
         yscale: matplotlib's name of the scale, e.g. "log".
         whole: Whether ``x`` are whole numbers, and nothing lies between them.
 
@@ -60,6 +68,9 @@ def plot_lines(
     """
     made, axis = one_axes(ax, (5.5, 3.6))
     drawn = _draw_lines(axis, x, lines, bands or {})
+    if shade:
+        _shade_lines(axis, drawn, [shade[name] for name in lines], shade_label)
+        drawn = []
     for i, (name, level) in enumerate((levels or {}).items()):
         drawn.append(axis.axhline(level, color=GREY, linestyle=("--", ":", "-.")[i % 3], label=in_legend(name)))
     if right:
@@ -72,9 +83,9 @@ def plot_lines(
     axis.set_yscale(yscale)
     if whole:
         _whole_ticks(axis)
-    _say(axis, xlabel, ylabel, title)
-    _legend(made, axis, drawn)
-    return shown_once(made, axis)
+    say(axis, xlabel, ylabel, title)
+    legend_below(made, axis, drawn)
+    return fitted(made, axis)
 
 
 def plot_losses(
@@ -128,17 +139,14 @@ def plot_panels(
         drawn = _draw_lines(axis, x, lines, (bands or {}).get(title, {}))
         _whole_ticks(axis)
         axis.axhline(0, color=GREY, linewidth=0.8, zorder=0)
-        _say(axis, xlabel, ylabel if axis is axes[0] else "", title)
-    _legend(made, axes[-1], drawn)
+        say(axis, xlabel, ylabel if axis is axes[0] else "", title)
+    legend_below(made, axes[-1], drawn)
     if made is None:
         # One scale for axes that were made apart, too.
         ends = [end for axis in axes for end in axis.get_ylim()]
         for axis in axes:
             axis.set_ylim(min(ends), max(ends))
-    elif heading:
-        made.suptitle(wrapped(heading, int(14 * size[0])), fontsize="medium", parse_math=False)
-    shown_once(made)
-    return axes[0] if len(axes) == 1 else axes
+    return fitted(made, axes[0] if len(axes) == 1 else axes, heading)
 
 
 def plot_bars(
@@ -160,11 +168,15 @@ def plot_bars(
         ylabel: What the values are.
         title: Text above.
         intervals: Lower and upper ends, by name; NaN where there are none.
-        flat: Whether bars lie, first at the top, as suits long names of groups.
+        flat: Whether bars lie, first at the top, as suits long names of groups; of many the first are drawn.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
+    if flat and len(groups) > MOST_BARS:
+        ylabel += f" ({len(groups) - MOST_BARS:,} more are left out)"
+        groups, bars = groups[:MOST_BARS], {name: values[:MOST_BARS] for name, values in bars.items()}
+        intervals = {name: (low[:MOST_BARS], high[:MOST_BARS]) for name, (low, high) in (intervals or {}).items()}
     n = len(groups) * (len(bars) + 0.6)
     longest = 0.07 * min(80, max(map(len, groups), default=0))
     made, axis = one_axes(ax, (3.5 + longest, 1.4 + 0.24 * n) if flat else (min(14.0, 2.4 + 0.34 * n), 3.8))
@@ -181,19 +193,17 @@ def plot_bars(
             _add_whiskers(axis, places, values, ends, flat, ink)
         if len(bars) * len(groups) <= MOST_NUMBERS:
             _add_numbers(axis, places, values, ends[1], flat)
-    label_places(axis, list(map(float, range(len(groups)))), groups, rows=flat)
+    label_places(axis, range(len(groups)), groups, rows=flat)
     axis.axvline(0, color=GREY, linewidth=0.8) if flat else axis.axhline(0, color=GREY, linewidth=0.8)
     if flat:
         axis.set_ylim(len(groups) - 0.4, -0.6)
         axis.margins(x=0.12)
     else:
         axis.margins(y=0.1)
-    _say(axis, ylabel if flat else "", "" if flat else ylabel, "" if flat and made is not None else title)
-    if flat and made is not None:
-        made.suptitle(wrapped(title, int(11 * made.get_figwidth())), fontsize="medium", parse_math=False)
+    say(axis, ylabel if flat else "", "" if flat else ylabel, "" if flat and made is not None else title)
     if len(bars) > 1:
-        _legend(made, axis, drawn)
-    return shown_once(made, axis)
+        legend_below(made, axis, drawn)
+    return fitted(made, axis, title if flat else "")
 
 
 def plot_points(
@@ -217,12 +227,23 @@ def plot_points(
     look = {"color": PALETTE[0]} if shade is None else {"c": shade.numpy(), "cmap": "viridis"}
     points = axis.scatter(x.numpy(), y.numpy(), s=18, alpha=0.8, edgecolors=GREY, linewidths=0.7, **look)
     if shade is not None:
-        bar = axis.figure.colorbar(points, ax=axis)
-        bar.set_label(shade_label, parse_math=False)
-        bar.locator.set_params(integer=bool((shade == shade.round()).all()))
-        bar.update_ticks()
-    _say(axis, xlabel, ylabel, title)
-    return shown_once(made, axis)
+        _whole_scale(add_scale(axis, points, shade_label), list(map(float, shade)))
+    say(axis, xlabel, ylabel, title)
+    return fitted(made, axis)
+
+
+def _shade_lines(axis: Any, drawn: Sequence[Any], numbers: Sequence[float], label: str) -> None:
+    pyplot = extra("matplotlib.pyplot", "plot")
+    scale = pyplot.cm.ScalarMappable(pyplot.Normalize(min(numbers), max(numbers)), "viridis")
+    for line, number in zip(drawn, numbers, strict=True):
+        line.set(color=scale.to_rgba(number), marker="")
+    _whole_scale(add_scale(axis, scale, label), numbers)
+
+
+def _whole_scale(bar: Any, numbers: Sequence[float]) -> None:
+    """No halves of layers beside a scale of layers."""
+    bar.locator.set_params(integer=all(number == round(number) for number in numbers))
+    bar.update_ticks()
 
 
 def _draw_lines(axis: Any, x: Values, lines: Mapping[str, Values], bands: Mapping[str, Interval]) -> list[Any]:
@@ -267,40 +288,28 @@ def _add_numbers(axis: Any, places: Sequence[float], values: Values, above: Valu
         axis.annotate(text, place_at, shift, textcoords="offset points", fontsize="x-small", **look)
 
 
-def _say(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
-    """Labels that fit their sides."""
-    box = axis.get_window_extent()
-    across, up = (max(16, int(13 * side / axis.figure.dpi)) for side in (box.width, box.height))
-    axis.set_xlabel(wrapped(xlabel, across), parse_math=False)
-    axis.set_ylabel(wrapped(ylabel, up), parse_math=False)
-    axis.set_title(wrapped(title, across), fontsize="medium", parse_math=False)
-
-
 def _whole_ticks(axis: Any) -> None:
     axis.xaxis.set_major_locator(extra("matplotlib.pyplot", "plot").MaxNLocator(integer=True))
 
 
 def in_legend(name: str) -> str:
     """In a legend, which leaves out what begins with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+    return drawable(f" {name}" if name.startswith("_") else name)
 
 
-def in_words(legend: Any) -> None:
-    """Nothing in a legend is mathematics."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _legend(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
+def legend_below(figure: Any, axis: Any, drawn: Sequence[Any]) -> None:
     """Below the axes of a new figure, where it hides nothing."""
     if not drawn:
         return
     widest = max(len(each.get_label()) for each in drawn)
     room = 11 * (figure.get_figwidth() if figure is not None else axis.get_window_extent().width / axis.figure.dpi)
     columns = max(1, min(len(drawn), int(room / (widest + 7))))
+    # As many in each line.
+    columns = -(-len(drawn) // -(-len(drawn) // columns))
     if figure is None:
         look: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "fontsize": "small"}
         legend = axis.legend(handles=drawn, ncols=columns, frameon=False, **look)
     else:
         legend = figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False)
-    in_words(legend)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit.show.curves import PALETTE, in_legend, in_words
-from tl_edit.show.figures import BOTH_WAYS, GREY, MOST_LABELS, one_axes, shown_once, wrapped
+from tl_edit.show.curves import PALETTE, in_legend, legend_below
+from tl_edit.show.figures import BOTH_WAYS, GREY, MOST_LABELS, add_scale, fitted, label_places, one_axes, say
 from tl_edit.show.scale import largest
 from tl_edit.show.text import spaced
 
@@ -36,19 +36,17 @@ def plot_probabilities(
     values = [each.double().clamp(min=-600).exp().numpy() for each in log_probs.values()]
     for first, second in pairwise(values):
         axis.hlines(rows, first, second, color=GREY, zorder=1)
+    drawn: list[Any] = []
     for i, (name, each) in enumerate(zip(log_probs, values, strict=True)):
         look = {"facecolor": PALETTE[0] if i + 1 == len(values) else "white", "edgecolor": PALETTE[0]}
-        axis.scatter(each, rows, label=in_legend(name), zorder=2, **look)
+        drawn.append(axis.scatter(each, rows, label=in_legend(name), zorder=2, **look))
     axis.set_xscale("log")
     axis.invert_yaxis()
-    axis.set_yticks(rows)
-    axis.set_yticklabels([spaced(label) for label in labels], parse_math=False)
-    axis.set_xlabel(f"{xlabel}\n({left_out:,} more tokens are left out)" if left_out else xlabel, parse_math=False)
-    # The labels of tokens leave it less room.
-    axis.set_title(wrapped(title, 48), fontsize="medium", parse_math=False)
+    label_places(axis, rows, [spaced(label) for label in labels], rows=True)
+    say(axis, f"{xlabel} ({left_out:,} more tokens are left out)" if left_out else xlabel, "", title)
     if len(values) > 1:
-        in_words(axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2))
-    return shown_once(made, axis)
+        legend_below(made, axis, drawn)
+    return fitted(made, axis)
 
 
 def plot_depth(
@@ -84,13 +82,10 @@ def plot_depth(
         look |= {"color": PALETTE[colour % len(PALETTE)], "markerfacecolor": "none" if first else None}
         drawn += axis.plot(range(len(points)), values.numpy(), label=in_legend(name), **look)
     step = max(1, len(points) // 16)
-    axis.set_xticks(range(0, len(points), step))
-    axis.set_xticklabels(points[::step], parse_math=False)
-    axis.set_xlabel(xlabel, parse_math=False)
-    axis.set_ylabel(ylabel, parse_math=False)
-    axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
-    in_words(axis.legend(handles=drawn, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False))
-    return shown_once(made, axis)
+    label_places(axis, range(0, len(points), step), points[::step])
+    say(axis, xlabel, ylabel, title)
+    legend_below(made, axis, drawn)
+    return fitted(made, axis)
 
 
 def plot_grid(
@@ -127,9 +122,7 @@ def plot_grid(
     for place, labels in ((axis.xaxis, columns), (axis.yaxis, rows)):
         # From the end, where layers' MLPs stand.
         shown = sorted(range(len(labels) - 1, -1, -max(1, len(labels) // 24)))
-        place.set_ticks([i + 0.5 for i in shown], [labels[i] for i in shown], parse_math=False)
-    axis.set_xlabel(xlabel, parse_math=False)
-    axis.set_ylabel(ylabel, parse_math=False)
-    axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
-    axis.figure.colorbar(mesh, ax=axis, label="").set_label(unit, parse_math=False)
-    return shown_once(made, axis)
+        label_places(axis, [i + 0.5 for i in shown], [labels[i] for i in shown], rows=place is axis.yaxis)
+    say(axis, xlabel, ylabel, title)
+    add_scale(axis, mesh, unit)
+    return fitted(made, axis)

@@ -5,15 +5,16 @@ is neither data nor text is grey, so that all is seen under dark styles, too.
 """
 
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit.extras import extra
-from tl_edit.show.scale import largest
-from tl_edit.show.text import visible
+from tl_edit.show.scale import ink, largest
+from tl_edit.show.text import drawable, visible
 
 BOTH_WAYS = "RdBu"
 """Colours of values below and above zero: red and blue, as in HTML."""
@@ -37,6 +38,7 @@ def plot_heatmaps(
     heading: str = "",
     xlabels: Sequence[str] = (),
     per_line: int | None = None,
+    choice: str = "kind",
 ) -> Any:
     """Heatmaps side by side in matplotlib, on one scale; returns the axes, one or a list.
 
@@ -52,6 +54,7 @@ def plot_heatmaps(
         heading: Text above all of a new figure.
         xlabels: What columns are, for each table; "layer" where not given.
         per_line: Heatmaps in a line; None for all.
+        choice: What the caller calls the choice of one of them, for who gives too few axes.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -62,7 +65,7 @@ def plot_heatmaps(
     widest = max((len(visible(label)) for label in rows), default=1)
     height = 0.6 + 0.22 * min(len(rows), MOST_LABELS)
     size = (2.7 * across + 0.09 * min(widest, 40) + 0.8, (height + 0.6) * lines + 0.3 * bool(heading))
-    made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=", or choose with kind=")
+    made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=f", or choose with {choice}=")
     top = max(1e-9, largest(tables))
     tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
     bounds = (-top, top) if low is None else (low, max([low + 1e-9, *tops]))
@@ -76,17 +79,13 @@ def plot_heatmaps(
             _label_rows(axis, rows)
         else:
             axis.set_yticks([])
-        axis.set_title(title, fontsize="medium", parse_math=False)
-        axis.set_xlabel(xlabels[i] if xlabels else "layer", parse_math=False)
+        say(axis, xlabels[i] if xlabels else "layer", "", title)
         if made is None or not shared:
             last = made is None or i % across == across - 1
-            _add_scale(axis.figure.colorbar(mesh, ax=axis, aspect=30), unit if last else "")
+            add_scale(axis, mesh, unit if last else "", aspect=30)
     if made is not None and shared:
-        _add_scale(made.colorbar(mesh, ax=axes, aspect=30), unit)
-    if made is not None and heading:
-        made.suptitle(wrapped(heading, int(14 * size[0])), fontsize="medium", parse_math=False)
-    shown_once(made)
-    return axes[0] if len(axes) == 1 else axes
+        add_scale(axes, mesh, unit, aspect=30)
+    return fitted(made, axes[0] if len(axes) == 1 else axes, heading)
 
 
 def plot_matrix(
@@ -115,15 +114,13 @@ def plot_matrix(
     if max(table.shape) <= MOST_NUMBERS:
         for r, values in enumerate(table):
             for c, value in enumerate(map(float, values)):
-                # White on what is dark, whatever the style.
-                ink = "white" if abs(value) > 0.6 * top else "black"
                 if value == value:
-                    axis.text(c + 0.5, r + 0.5, f"{value:.2g}", color=ink, ha="center", va="center", fontsize="x-small")
-    axis.set_xlabel(xlabel, parse_math=False)
-    axis.set_ylabel(ylabel, parse_math=False)
-    axis.set_title(wrapped(title), fontsize="medium", parse_math=False)
-    _add_scale(axis.figure.colorbar(mesh, ax=axis), unit)
-    return shown_once(made, axis)
+                    # Black or white, whatever the style.
+                    look = {"color": ink(*map(int, mesh.to_rgba(value, bytes=True)[:3])), "fontsize": "x-small"}
+                    axis.text(c + 0.5, r + 0.5, f"{value:.2g}", ha="center", va="center", **look)
+    say(axis, xlabel, ylabel, title)
+    add_scale(axis, mesh, unit)
+    return fitted(made, axis)
 
 
 def several_axes(
@@ -131,59 +128,108 @@ def several_axes(
 ) -> tuple[Any, list[Any]]:
     """A new figure, None if ``ax`` are given; and ``n`` axes.
 
+    The figure is closed at once, unless matplotlib is interactive, so that figures do not pile up, also where drawing
+    fails. Notebooks are interactive: they show what is open at a cell's end, and close it then. Scripts are not, also
+    those with windows: there one saves ``axes.figure``, or gives axes of one's own, which ``pyplot.show()`` shows.
+
     Raises:
         ImportError: If matplotlib is not installed.
         ValueError: If ``ax`` are not ``n`` axes.
     """
     pyplot = extra("matplotlib.pyplot", "plot")
-    made: Any = None
     if ax is None:
-        made, ax = pyplot.subplots(lines, n // lines, figsize=size, layout="constrained", squeeze=False, **shared)
-        shown_once(made)
-    given: Any = ax.flat if hasattr(ax, "flat") else ax
-    axes: list[Any] = [given] if hasattr(given, "pcolormesh") else list(given)
-    if len(axes) != n:
-        raise ValueError(f"plot: {len(axes)} axes for {n} {what}; expected one each; pass ax=None{hint}.")
-    return made, axes
+        made, axes = pyplot.subplots(lines, n // lines, figsize=size, layout="constrained", squeeze=False, **shared)
+        if not pyplot.isinteractive():
+            pyplot.close(made)
+        return made, list(axes.flat)
+    several: Any = ax.flat if hasattr(ax, "flat") else ax
+    given: list[Any] = list(several) if hasattr(several, "__iter__") else [ax]
+    wrong = [each for each in given if not isinstance(each, extra("matplotlib.axes", "plot").Axes)]
+    advice = f"pass those of pyplot.subplots(), or ax=None for a new figure{hint}."
+    if wrong:
+        kind = type(wrong[0]).__name__
+        raise ValueError(f"plot: ax is {wrong[0]!r} of type {kind}; expected axes of matplotlib; {advice}")
+    if len(given) != n:
+        raise ValueError(f"plot: {len(given)} axes for {n} {what}; expected one each; {advice}")
+    return None, given
 
 
 def one_axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A new figure, None if ``ax`` are given; and the axes.
+    """A new figure, None if ``ax`` are given; and the axes; see `several_axes`."""
+    made, axes = several_axes(ax, 1, size, what="picture")
+    return made, axes[0]
 
-    Raises:
-        ImportError: If matplotlib is not installed.
+
+def say(axis: Any, xlabel: str, ylabel: str, title: str) -> None:
+    """Labels that fit their sides, about; `fitted` measures them."""
+    box = axis.get_window_extent()
+    across, up = (max(16, int(13 * side / axis.figure.dpi)) for side in (box.width, box.height))
+    axis.set_xlabel(wrapped(xlabel, across), parse_math=False)
+    axis.set_ylabel(wrapped(ylabel, up), parse_math=False)
+    axis.set_title(wrapped(title, across), fontsize="medium", parse_math=False)
+
+
+def fitted(figure: Any, axes: Any, heading: str = "") -> Any:
+    """The axes; what a new figure says, perhaps with a heading, is broken into lines that end within it.
+
+    matplotlib makes room for the height of titles and not for their width, and its own wrapping takes a dollar sign for
+    mathematics. Letters differ, so they are measured.
     """
-    pyplot = extra("matplotlib.pyplot", "plot")
-    if ax is not None:
-        return None, ax
-    made, ax = pyplot.subplots(figsize=size, layout="constrained")
-    shown_once(made)
-    return made, ax
+    if figure is None:
+        return axes
+    if heading:
+        figure.suptitle(wrapped(heading, int(14 * figure.get_figwidth())), fontsize="medium", parse_math=False)
+    # What changes a height changes widths, too.
+    for _ in range(2):
+        with warnings.catch_warnings():
+            # Of letters that a font lacks drawing warns, too.
+            warnings.simplefilter("ignore")
+            figure.draw_without_rendering()
+            narrowed = [_narrowed(text, columns) for text, columns in _said(figure)]
+        if not any(narrowed):
+            break
+    return axes
 
 
-def shown_once(figure: Any, ax: Any = None) -> Any:
-    """The axes; their new figure is closed, unless matplotlib is interactive.
+def _said(figure: Any) -> Iterator[tuple[Any, int]]:
+    """Texts around axes, with the number of axes that stand side by side."""
+    yield from ((text, 1) for text in figure.texts)
+    for axis in figure.axes:
+        spec = axis.get_subplotspec()
+        columns = spec.get_gridspec().ncols if spec else 1
+        yield from ((text, columns) for text in (axis.title, axis.xaxis.label, axis.yaxis.label))
+    legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes)]
+    yield from ((text, 1) for legend in legends if legend for text in legend.get_texts())
 
-    So figures do not pile up, also where drawing fails, as it is closed before. Notebooks are interactive: they show
-    what is open at a cell's end, and close it then.
-    """
-    if figure is not None:
-        pyplot = extra("matplotlib.pyplot", "plot")
-        if not pyplot.isinteractive():
-            pyplot.close(figure)
-    return ax
+
+def _narrowed(text: Any, columns: int) -> bool:
+    """Break a text into shorter lines if it ends outside of its figure, or above its neighbour."""
+    whole, box = text.figure.bbox, text.get_window_extent()
+    if text.get_rotation() == 90:
+        size, end, room = box.height, whole.height, whole.height
+    else:
+        size, end, room = box.width, whole.width, whole.width / columns
+    middle = (box.y0 + box.y1 if text.get_rotation() == 90 else box.x0 + box.x1) / 2
+    room = min(room, 2 * middle, 2 * (end - middle)) - 4
+    if not 0 < room < size:
+        return False
+    longest = max(map(len, text.get_text().split("\n")))
+    text.set_text(wrapped(text.get_text(), max(8, int(longest * room / size))))
+    return True
 
 
 def wrapped(title: str, width: int = 60) -> str:
-    """In lines that fit a small figure; matplotlib's own wrapping takes a dollar sign for mathematics."""
-    return "\n".join(textwrap.wrap(title, width))
+    """In lines of so many letters."""
+    return "\n".join(textwrap.wrap(drawable(title), width))
 
 
-def label_places(axis: Any, places: Sequence[float], labels: Sequence[str], *, rows: bool = False, **look: Any) -> None:
+def label_places(
+    axis: Any, places: Sequence[float | int], labels: Sequence[str], *, rows: bool = False, **look: Any
+) -> None:
     """Labels on one side of axes, as they are."""
     side = "y" if rows else "x"
     getattr(axis, f"set_{side}ticks")(list(places))
-    getattr(axis, f"set_{side}ticklabels")(list(labels), parse_math=False, **look)
+    getattr(axis, f"set_{side}ticklabels")(list(map(drawable, labels)), parse_math=False, **look)
 
 
 def _label_rows(axis: Any, rows: Sequence[str]) -> None:
@@ -201,6 +247,10 @@ def _label_columns(axis: Any, columns: Sequence[str], *, upright: bool = False, 
     label_places(axis, [c + 0.5 for c in range(0, len(columns), step)], names, **look)
 
 
-def _add_scale(bar: Any, unit: str) -> None:
-    bar.set_label(unit, parse_math=False)
+def add_scale(axes: Any, shaded: Any, unit: str, **look: Any) -> Any:
+    """The bar of a scale of colours."""
+    first: Any = cast(list[Any], axes)[0] if isinstance(axes, list) else axes
+    bar = first.figure.colorbar(shaded, ax=axes, **look)
+    bar.set_label(drawable(unit), parse_math=False)
     bar.outline.set_visible(False)
+    return bar

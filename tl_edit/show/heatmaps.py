@@ -6,16 +6,14 @@ from typing import cast
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit.show.scale import largest
+from tl_edit.show.scale import largest, scale_note, shade
+from tl_edit.show.tables import ROW, TABLE
 from tl_edit.show.text import literal, visible
 
 MAX_CELLS = 6_000
 """Cells that one HTML heatmap shows; of larger ones some columns are left out."""
 MAX_ROWS = 500
 """Rows that it shows; of more some are left out, evenly."""
-
-BLUE, RED = (33, 102, 172), (178, 24, 43)
-"""Of positive and negative values; told apart by colour-blind readers, too."""
 
 
 def heatmaps_html(
@@ -52,7 +50,7 @@ def heatmaps_html(
     lines = f'<div style="{layout};gap:8px 16px">{"".join(cells)}</div>'
     note = f" One row in {down} is shown." if down > 1 else ""
     note += f" One column in {step} is shown." if step > 1 else ""
-    scale = f"{literal(unit)}; colours from -{top:.3g} (red) to {top:.3g} (blue).{note}" if unit else note
+    scale = f"{literal(scale_note(unit, top))}{note}" if unit else note
     above = f'<div style="margin:4px 0">{literal(heading)}</div>' if heading else ""
     below = f'<div style="margin:4px 0;opacity:.75">{scale}</div>' if scale else ""
     return f'<div style="font-family:sans-serif;font-size:12px">{above}{lines}{below}</div>'
@@ -63,25 +61,17 @@ def _table(
 ) -> str:
     head = "".join(f'<th style="font-weight:normal;padding:0 2px">{literal(name)}</th>' for name in columns)
     body = "".join(
-        f'<tr><td style="text-align:right;padding:0 6px;white-space:pre">{literal(visible(label))}</td>'
+        f'{ROW}<td style="text-align:right;padding:0 6px;white-space:pre">{literal(visible(label))}</td>'
         + "".join(_cell(value, top, f"{visible(label)}, {name}") for value, name in zip(values, columns, strict=True))
         + "</tr>"
         for label, values in zip(rows, cast(list[list[float]], table.double().tolist()), strict=True)
     )
     return (
         f'<div style="max-width:100%;overflow-x:auto"><div style="text-align:center">{literal(title)}</div>'
-        f'<table style="border-collapse:collapse;font-size:12px">'
-        f"<tr><th></th>{head}</tr>{body}</table></div>"
+        f'<table style="{TABLE};font-size:12px">{ROW}<th></th>{head}</tr>{body}</table></div>'
     )
 
 
 def _cell(value: float, top: float, label: str) -> str:
     size = "width:18px;min-width:18px;height:14px;padding:0;border:1px solid rgba(128,128,128,.15)"
     return f'<td title="{literal(label)}: {value:.4f}" style="{shade(value, top)};{size}"></td>'
-
-
-def shade(value: float, top: float) -> str:
-    """The style of a background: blue for positive values, red for negative ones, full at ``top``; NaN has none."""
-    red, green, blue = BLUE if value >= 0 else RED
-    strength = 0.0 if value != value else min(1.0, abs(value) / top)
-    return f"background-color:rgba({red},{green},{blue},{strength:.3f})"

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_edit.show.heatmaps import shade
+from tl_edit.show.scale import shade_text
+from tl_edit.show.tables import ROW, TABLE
 from tl_edit.show.text import cell_text, literal
 from tl_edit.show.view import card
 
-CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid #ddd"
-DARK = 0.6
-"""Share of full colour from which text is white."""
-TEXT = "font-size:12px;color:#222;background:#fff"
+CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid rgba(128,128,128,.4)"
+FRAME = "outline:1px solid #888;outline-offset:1px"
+"""Seen on white and on black."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,7 +36,7 @@ class Marked:
 def marked_table(
     rows: Sequence[Sequence[Sequence[str | Marked]]], *, columns: Sequence[str], heading: str, note: str
 ) -> str:
-    """An HTML table whose cells are several lines each, dark on white as in a `View`.
+    """An HTML table whose cells are several lines each, in the colours of the page; narrow ones scroll sideways.
 
     Args:
         rows: Of each row, of each cell, its lines.
@@ -46,13 +46,14 @@ def marked_table(
     """
     head = "".join(f'<th style="text-align:left;padding:2px 14px 2px 0">{literal(name)}</th>' for name in columns)
     lines = ["".join(f'<td style="{CELL}">{_lines(cell)}</td>' for cell in cells) for cells in rows]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return card(heading, f'<table style="border-collapse:collapse;{TEXT}"><tr>{head}</tr>{body}</table>', note)
+    body = "".join(f"{ROW}{line}</tr>" for line in lines)
+    whole = f'<table style="{TABLE};font-size:12px">{ROW}{head}</tr>{body}</table>'
+    return card(heading, f'<div style="overflow-x:auto">{whole}</div>', note)
 
 
 def _lines(cell: Sequence[str | Marked]) -> str:
     return "".join(
-        f'<div style="white-space:pre-wrap">{literal(line) if isinstance(line, str) else _marked(line)}</div>'
+        f'<div style="white-space:pre">{literal(line) if isinstance(line, str) else _marked(line)}</div>'
         for line in cell
     )
 
@@ -65,9 +66,8 @@ def _value(value: float) -> str:
 def _marked(line: Marked) -> str:
     last = len(line.tokens) - 1
     spans = "".join(
-        f'<span{_value(float(value))} style="{shade(float(value), line.top)}'
-        f"{';color:#fff' if abs(float(value)) > DARK * line.top else ''}"
-        f'{";outline:1px solid #222" if line.framed and i == last else ""}">{cell_text(token)}</span>'
+        f'<span{_value(float(value))} style="{shade_text(float(value), line.top)}'
+        f'{f";{FRAME}" if line.framed and i == last else ""}">{cell_text(token)}</span>'
         for i, (token, value) in enumerate(zip(line.tokens, line.values, strict=True))
     )
     label = f'<span style="display:inline-block;min-width:52px">{literal(line.label)}</span>' if line.label else ""

@@ -26,14 +26,15 @@ def page(views: Sequence[object], *, title: str) -> str:
 
     Args:
         views: A text is a paragraph, and a heading where it begins with "# "; anything with ``_repr_html_`` stands as
-            in a notebook; axes of matplotlib become images.
+            in a notebook; axes of matplotlib become images, those of one figure one; lists hold any of these.
         title: Of the page.
 
     Raises:
         ValueError: For anything else.
     """
-    body = "".join(f"<section>{_section(view)}</section>" for view in views)
-    script = library_script() if any(isinstance(view, View) for view in views) else ""
+    each = _each(views)
+    body = "".join(f"<section>{_section(view)}</section>" for view in each)
+    script = library_script() if any(isinstance(view, View) for view in each) else ""
     whole = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -51,13 +52,13 @@ def save_html(path: str | Path, *views: object, title: str = "tl_edit") -> None:
     Args:
         path: The file; what was there is replaced.
         views: Results of this package, `View`s, axes of matplotlib, texts (headings with "# " before them), or anything
-            else that shows itself in a notebook as HTML.
+            else that shows itself in a notebook as HTML; lists of these, too.
         title: Of the page.
 
     Raises:
         ValueError: If there is nothing to show, something cannot be shown, or the file cannot be written.
     """
-    if not views:
+    if not _each(views):
         raise ValueError("save_html: found nothing to show; expected results, views or texts; pass some, e.g. a trace.")
     if not isinstance(cast(object, path), str | Path) or not isinstance(cast(object, title), str):
         what, given = ("path", path) if not isinstance(cast(object, path), str | Path) else ("title", title)
@@ -88,6 +89,15 @@ def _replace(target: Path, whole: str) -> None:
             half.unlink(missing_ok=True)
 
 
+def _each(views: object) -> list[object]:
+    """Views of lists and tuples, one after the other; of axes after each other those of one figure once."""
+    if hasattr(views, "_repr_html_") or not isinstance(views, list | tuple):
+        return [views]
+    each = [inner for view in cast(Sequence[object], views) for inner in _each(view)]
+    figures = [_figure(view) for view in each]
+    return [view for i, view in enumerate(each) if figures[i] is None or i == 0 or figures[i] is not figures[i - 1]]
+
+
 def _section(view: object) -> str:
     if isinstance(view, str):
         return f"<h2>{escape(view[2:])}</h2>" if view.startswith("# ") else f"<p>{escape(view)}</p>"
@@ -97,7 +107,7 @@ def _section(view: object) -> str:
     if not isinstance(view, type) and hasattr(view, "_repr_html_") and (html := shown._repr_html_()) is not None:
         return html
     figure = _figure(shown)
-    if figure is None or not hasattr(figure, "savefig"):
+    if figure is None:
         raise ValueError(
             f"save_html: found something of type {type(view).__name__}; expected results of this package, views, "
             "axes of matplotlib, texts, or what shows itself in a notebook; leave it out."
@@ -110,7 +120,7 @@ def _section(view: object) -> str:
 
 
 def _figure(axes: Any) -> Any:
-    """Of axes, or of the first of several, as a list or an array; None for anything else."""
-    listed: Any = axes if type(axes) in (list, tuple) else [axes]
-    several: list[Any] = list(getattr(axes, "flat", listed))
-    return getattr(several[0], "figure", None) if several else None
+    """Of axes, or of the first of an array of them; None for anything else."""
+    several: list[Any] = list(getattr(axes, "flat", [axes]))
+    figure = getattr(several[0], "figure", None) if several else None
+    return figure if hasattr(figure, "savefig") else None

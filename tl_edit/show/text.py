@@ -5,7 +5,6 @@ from html import escape
 
 ZERO_WIDTH_SPACE = "\u200b"
 
-
 HIDDEN = re.compile("[\0-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 """Characters without a shape: they turn round the text behind them, end a line, or are none (halves of a character).
 Those that join others, as in emoji, are left alone."""
@@ -27,6 +26,11 @@ def spaced(token: str) -> str:
     shown = visible(token)
     bare = shown.lstrip(" ")
     return "␣" * (len(shown) - len(bare)) + bare
+
+
+def drawable(text: str) -> str:
+    """A text for matplotlib, in the same lines: nothing turns others round, and no half of a character stops it."""
+    return "\n".join(map(_named, text.split("\n")))
 
 
 def cell_text(token: str) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 
 from tl_edit.show.text import literal
 
-CARD = "background:#fff;color:#222;color-scheme:light;padding:8px;font-family:sans-serif;font-size:12px;overflow-x:auto"
+CARD = "padding:8px;font-family:sans-serif;font-size:12px;overflow-x:auto"
+WHITE = "background:#fff;color:#222;color-scheme:light"
 """circuitsvis writes in dark grey on what is behind it; so that is white, in dark notebooks, too."""
 
 
@@ -47,12 +48,12 @@ class View:
     @property
     def static(self) -> str:
         """The form without scripts, some kilobytes of HTML."""
-        return card(self.heading, self._placed([part.static for part in self.parts]), self.note)
+        return card(self.heading, self._placed([part.static for part in self.parts]), self.note, WHITE)
 
     def markup(self) -> str:
         """What stands in a page that has the script of `library_script`."""
         body = self._placed([f'<div data-tl-edit="{_key(part)}">{part.static}</div>' for part in self.parts])
-        return card(self.heading, body, self.note) + "".join(map(_drawing, self.parts))
+        return card(self.heading, body, self.note, WHITE) + "".join(map(_drawing, self.parts))
 
     def _placed(self, bodies: Sequence[str]) -> str:
         each = "flex:1 1 380px;min-width:0" if self.beside else ""
@@ -67,10 +68,11 @@ class View:
         return f"View({', '.join(part.component for part in self.parts)}: {self.heading})"
 
 
-def card(heading: str, body: str, note: str = "") -> str:
-    """HTML with a heading above and a note below, dark on white."""
+def card(heading: str, body: str, note: str = "", colours: str = "") -> str:
+    """HTML with a heading above and a note below, in the colours of the page unless there are others."""
     below = f'<div style="margin:4px 0;opacity:.75">{literal(note)}</div>' if note else ""
-    return f'<div style="{CARD}"><div style="margin:4px 0;font-weight:bold">{literal(heading)}</div>{body}{below}</div>'
+    above = f'<div style="margin:4px 0;font-weight:bold">{literal(heading)}</div>'
+    return f'<div style="{CARD};{colours}">{above}{body}{below}</div>'
 
 
 def library_script() -> str:
@@ -110,8 +112,3 @@ def _key(part: Part) -> str:
 def _json(props: Mapping[str, Any]) -> str:
     """As a script may hold it: no markup begins in it."""
     return json.dumps(props, allow_nan=False).replace("<", "\\u003c")
-
-
-def joined(views: Sequence[View], heading: str, note: str = "") -> View:
-    """Several views as one, below each other."""
-    return View(parts=tuple(part for view in views for part in view.parts), heading=heading, note=note)

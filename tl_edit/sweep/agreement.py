@@ -47,7 +47,7 @@ def plot_agreement(
         ImportError: If matplotlib is not installed.
         ValueError: If ``ax`` are not two axes.
     """
-    made, axes = show.several_axes(ax, 2, (10.0, 3.9), what="pictures")
+    _, axes = show.several_axes(ax, 2, (10.0, 3.9), what="pictures")
     values = {effect_name: effect, **scores}
     means = {name: each.nanmean(dim=0) for name, each in values.items()}
     bands: dict[str, tuple[Tensor, Tensor]] = {}
@@ -71,4 +71,4 @@ def plot_agreement(
         shade=x.repeat(len(effect)),
         shade_label="layer",
     )
-    return show.shown_once(made, axes)
+    return axes

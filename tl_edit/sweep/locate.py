@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from tl_edit import forward, host, show, tokens
 from tl_edit.arguments import as_moments
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord, as_records
 from tl_edit.evaluate import MEASURES, Evaluation, Metric
 from tl_edit.evaluate.ranks import Correlation, over_records
@@ -208,7 +209,7 @@ class LocateVsEdit:
         whole = ~scores.isnan().any(dim=1)
         cells, records = (correlated(self.effect[whole], scores[whole], among) for among in ("cells", "records"))
         return (
-            f"LocateVsEdit({len(self.records)} record{'' if len(self.records) == 1 else 's'}{lost}, layers "
+            f"LocateVsEdit({counted(len(self.records), 'record')}{lost}, layers "
             f"{list(self.layers)}, {self.kind}: rank correlation with the rewrite score {cells:+.2f}, within layers "
             f"{records:+.2f} (intervals: .correlation()); R^2 of the layer {r2['layer']:.2f}, with the effect "
             f"{r2['layer and effect']:.2f})"
@@ -317,8 +318,8 @@ def locate_vs_edit(
         effects.append([float(value) for value in trace.of(kind)[:, 0]])
     if not known:
         raise ValueError(
-            f"{OPERATION}: none of {len(listed)} records is left: {skipped[0][1]}; expected facts that the model "
-            "knows, with their target_true; choose other records."
+            f"{OPERATION}: none of {counted(len(listed), 'record')} is left: {skipped[0][1]}; expected facts that "
+            "the model knows, with their target_true; choose other records."
         )
     methods: dict[str, Method] = {"no edit": no_edit}
     for layer in chosen:
@@ -332,8 +333,8 @@ def locate_vs_edit(
     compared = found.compare().evaluations
     if len(left) < FEW:
         warnings.warn(
-            f"{OPERATION}: {len(left)} of {len(listed)} records count; expected {FEW} or more, as correlations and "
-            "intervals over so few say little; give more records that the model knows.",
+            f"{OPERATION}: {len(left)} of {counted(len(listed), 'record')} left; expected {FEW} or more, as "
+            "correlations and intervals over so few say little; give more records that the model knows.",
             stacklevel=2,
         )
     if all(compared[f"layer {layer}"].scores == compared[f"layer {chosen[0]}"].scores for layer in chosen):

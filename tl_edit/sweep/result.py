@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord
 from tl_edit.evaluate import Comparison, Drift, Evaluation, RecordScores, compare
 from tl_edit.evaluate.measures import metrics_html
@@ -132,7 +133,7 @@ class Sweep:
         n, total = sum(len(self.batches[i]) for i in common), len(self.records)
         if n < total:
             warnings.warn(
-                f"Sweep.compare: {total - n} of {total} records are left out, as a method failed on them, e.g. "
+                f"Sweep.compare: left out {total - n} of {counted(total, 'record')}, on which a method failed, e.g. "
                 f"{failed[0][0]!r}: {failed[0][1]}",
                 stacklevel=2,
             )
@@ -188,7 +189,7 @@ class Sweep:
     def __repr__(self) -> str:
         failed = len({id(record) for _, record, _ in self.failures})
         lost = f", {failed} failed" if failed else ""
-        return f"Sweep({len(self.records)} records{lost}: {', '.join(self.outcomes)})"
+        return f"Sweep({counted(len(self.records), 'record')}{lost}: {', '.join(self.outcomes)})"
 
     def _repr_html_(self) -> str:
         done = {name: self.evaluation(name) for name in self.outcomes}

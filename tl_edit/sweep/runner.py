@@ -189,7 +189,7 @@ class Runner:
                 words += f" Further edits of {name!r} are not warned of; their scores tell."
             elif often is not None:
                 continue
-            warnings.warn(words, warning.category, stacklevel=2)
+            warnings.warn(words, warning.category, stacklevel=3)
 
     @contextmanager
     def _nothing_applied(self, name: str) -> Generator[None, None, None]:
