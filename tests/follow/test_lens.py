@@ -57,7 +57,7 @@ def test_each_state_is_read_as_the_model_ends(case):
                 log_probs = read_by_hand(model, case, cache[name][0, position])
                 read = found.log_prob[i, at, point].double()
                 torch.testing.assert_close(read, log_probs[firsts], atol=5 * tolerance(case), rtol=0)
-                ranks = [int((log_probs > log_probs[first]).sum()) for first in firsts]
+                ranks = [1 + int((log_probs > log_probs[first]).sum()) for first in firsts]
                 assert found.rank[i, at, point].tolist() == ranks
         # After the last layer it is what the model says.
         said = logits[where].double().log_softmax(-1)[:, firsts]
@@ -150,7 +150,7 @@ def made(log_prob) -> LogitLens:
         places=(LAST,),
         points=("embed", "0"),
         log_prob=values,
-        rank=torch.zeros_like(values).long(),
+        rank=torch.ones_like(values).long(),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from followed import CASES, FEW, PROMPT, edit_of, ids_of, model_of, run_by_hand, tolerance
 from some_edits import same, weights
 
-from tl_edit import EditRequest, attach, next_tokens
+from tl_edit import EditRequest, attach, causal_trace, logit_lens, next_tokens
 from tl_edit.follow import NextTokens
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -38,7 +38,7 @@ def test_log_probabilities_ranks_and_the_divergence_are_those_of_whole_passes(ca
         torch.testing.assert_close(found.log_prob[i].double(), own, **limit)
         for pos in range(len(ids) - 1):
             ranks = [int(v) for v in log_probs[pos].argsort(descending=True)]
-            assert found.rank[i, pos] == ranks.index(int(ids[pos + 1]))
+            assert found.rank[i, pos] == 1 + ranks.index(int(ids[pos + 1]))
             said = tuple(model.tokenizer.decode([v]) for v in ranks[:3])
             assert tuple(text.strip() for text in found.top_tokens[i][pos]) == tuple(text.strip() for text in said)
             torch.testing.assert_close(found.top_log_prob[i, pos].double(), log_probs[pos, ranks[:3]], **limit)
@@ -154,7 +154,7 @@ def test_long_texts_are_shown_from_their_end():
         long,
         tokens=tuple(str(i) for i in range(201)),
         log_prob=torch.zeros(2, 200),
-        rank=torch.arange(200).expand(2, -1),
+        rank=torch.arange(1, 201).expand(2, -1),
         top_tokens=((("a",),) * 200,) * 2,
         top_log_prob=torch.zeros(2, 200, 1),
         kl=torch.zeros(200),
@@ -186,7 +186,7 @@ def made(tokens, top) -> NextTokens:
         answer=tokens[-1],
         n_prompt=2,
         log_prob=torch.tensor([[0.5, 0.25], [0.5, 0.75]]).log(),
-        rank=torch.tensor([[0, 1], [0, 0]]),
+        rank=torch.tensor([[1, 2], [1, 1]]),
         top_tokens=((top, top), (top, top)),
         top_log_prob=torch.tensor([[[0.5, 0.3], [0.5, 0.25]], [[0.5, 0.3], [0.75, 0.2]]]).log(),
         kl=torch.tensor([0.0, 0.3]),
@@ -223,6 +223,21 @@ def test_the_table_and_the_line_show_both_runs():
     assert ">Rome<" in html
     assert repr(result).endswith("says ' Rome' → ' Rome', p( Rome) 0.250 → 0.750)")
     assert math.isclose(float(result.answer_log_prob[1].exp()), 0.75, rel_tol=1e-6)
+
+
+def test_ranks_are_from_one_as_in_traces_and_from_zero_in_the_component_which_says_so(fact_model):
+    pytest.importorskip("pandas")
+    asked = "The Eiffel Tower is located in"
+    found = next_tokens(fact_model, asked, "Paris")
+    traced = causal_trace(fact_model, asked, "Eiffel Tower", answer="Paris", n_samples=1, layers=[0])
+    lens = logit_lens(fact_model, asked, ["Paris"])
+    assert int(found.rank[0, -1]) == int(lens.rank[0, 0, -1, 0]) == traced.rank == 1
+    assert list(found.to_dataframe()["rank"])[-1] == 1
+    assert int(lens.to_dataframe()["rank"].iloc[-1]) == 1
+    view = found.view()
+    assert view.parts[0].props["correctTokenRank"][-1] == 0
+    assert "counts ranks from 0" in view.note
+    assert "redder, the likelier" in view.note
 
 
 def test_the_change_of_each_token_stands_at_the_token():

@@ -31,7 +31,7 @@ class LogitLens(Followed):
     log_prob: Float[Tensor, "run place point answer"]
     """In nats."""
     rank: Int[Tensor, "run place point answer"]
-    """0 for the likeliest token."""
+    """Counted from 1, the likeliest token."""
 
     @property
     def logit_difference(self) -> Float[Tensor, "run place point"]:
@@ -156,7 +156,8 @@ def logit_lens(
             for the model's own default.
 
     Returns:
-        `LogitLens`: ``log_prob``, ``rank`` ``[run place point answer]``, ``logit_difference`` of the first two answers.
+        `LogitLens`: ``log_prob``, ``rank`` (from 1) ``[run place point answer]``, ``logit_difference`` of the first two
+        answers.
 
     Raises:
         ValueError: For a prompt that is too long, a subject that is not in it, answers that begin with the same token,
@@ -195,7 +196,7 @@ def _read(
     asked: Int[Tensor, " answer"],
     hooks: Sequence[NamedHook],
 ) -> tuple[Float[Tensor, "state answer"], Int[Tensor, "state answer"]]:
-    """Log-probabilities and ranks of tokens, as the model's end reads them from states of the residual stream.
+    """Log-probabilities and ranks (from 1) of tokens, as the model's end reads them from states of the residual stream.
 
     The states take the places of the last block's output, as many in a row as the prompt has tokens.
     """
@@ -214,7 +215,7 @@ def _read(
         read = forward.log_probs(model, logits.flatten(0, 1)[: len(some)])
         own = read[:, asked.to(read.device)]
         log_probs.append(own.cpu())
-        ranks.append(torch.stack([(read > one[:, None]).sum(dim=1) for one in own.T], dim=1).cpu())
+        ranks.append(1 + torch.stack([(read > one[:, None]).sum(dim=1) for one in own.T], dim=1).cpu())
     return torch.cat(log_probs), torch.cat(ranks)
 
 

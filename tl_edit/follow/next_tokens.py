@@ -1,7 +1,7 @@
 """What a model says behind every token of a prompt and its answer, without and with an edit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,10 @@ from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "next_tokens"
+THEIR_OWN = (
+    "The redder, the likelier: circuitsvis has no other colours here, and counts ranks from 0. In all other pictures "
+    "blue is more, and ranks are counted from 1."
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,7 +34,7 @@ class NextTokens(Followed):
     log_prob: Float[Tensor, "run pos"]
     """Of the token that follows."""
     rank: Int[Tensor, "run pos"]
-    """Of the token that follows, 0 for the likeliest."""
+    """Of the token that follows, counted from 1, the likeliest."""
     top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
     """By run and position: the likeliest next tokens, likeliest first."""
     top_log_prob: Float[Tensor, "run pos k"]
@@ -49,16 +53,20 @@ class NextTokens(Followed):
         return self.log_prob[:, self.n_prompt - 1 :].sum(dim=1)
 
     def view(self) -> show.View:
-        """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest."""
+        """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest.
+
+        Its colours are its own, the redder, the likelier, and so are its ranks, which it counts from 0.
+        """
         by_run = range(len(self.runs))
-        return show.log_probs_view(
+        view = show.log_probs_view(
             self.tokens,
             {self.runs[i]: self.top_tokens[i] for i in by_run},
             {self.runs[i]: self.top_log_prob[i] for i in by_run},
-            {self.runs[i]: self.rank[i] for i in by_run},
+            {self.runs[i]: self.rank[i] - 1 for i in by_run},
             {self.runs[i]: self.log_prob[i] for i in by_run},
             heading=self.heading("Next tokens"),
         )
+        return replace(view, note=f"{view.note} {THEIR_OWN}")
 
     def view_change(self) -> show.View:
         """Tokens coloured by their probability before and after, and by the difference.
@@ -169,8 +177,8 @@ def next_tokens(
             for the model's own default.
 
     Returns:
-        `NextTokens`: ``log_prob``, ``rank`` ``[run pos]`` of the tokens that follow, ``kl`` ``[pos]``, the likeliest
-        tokens; ``view()`` and ``view_change()`` are interactive, ``plot()`` shows the prompt's end.
+        `NextTokens`: ``log_prob``, ``rank`` (from 1) ``[run pos]`` of the tokens that follow, ``kl`` ``[pos]``, the
+        likeliest tokens; ``view()`` and ``view_change()`` are interactive, ``plot()`` shows the prompt's end.
 
     Raises:
         ValueError: For a prompt that is too long, an answer that has no tokens or merges with the prompt, an edit that
@@ -199,7 +207,7 @@ def next_tokens(
         answer=answer,
         n_prompt=len(before),
         log_prob=torch.stack([each[:, 0] for each in own]).cpu(),
-        rank=torch.stack([(all_ > each).sum(dim=1) for all_, each in zip(found, own, strict=True)]).cpu(),
+        rank=1 + torch.stack([(all_ > each).sum(dim=1) for all_, each in zip(found, own, strict=True)]).cpu(),
         top_tokens=tuple(tuple(tokens.str_tokens(model, row) for row in top.indices) for top in tops),
         top_log_prob=torch.stack([top.values for top in tops]).cpu(),
         kl=_divergence(*found).cpu() if len(found) == 2 else None,

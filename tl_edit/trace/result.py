@@ -66,7 +66,7 @@ class CausalTrace:
     """``corrupted`` of every noise draw, where asked for."""
     restored_samples: Float[Tensor, "kind layer pos sample"] | None
     rank: int
-    """Of the answer in the clean run, the greatest of its tokens'; 1 is what the model says."""
+    """Of the answer in the clean run, the greatest of its tokens', counted from 1, what the model says."""
     window: int
     """Layers restored together for ``mlp_out`` and ``attn_out``: [layer - window // 2, layer + ceil(window / 2))."""
     severed: Severed | None
