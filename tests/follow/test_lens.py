@@ -166,6 +166,18 @@ def test_pictures_show_the_odds_of_two_answers_and_their_change():
     assert "</script>" not in html
 
 
+def test_of_one_answer_the_table_has_probabilities_as_the_embeddings_logarithm_would_fill_the_scale():
+    two = made([[[[-37.0, -2.0], [-2.0, -1.0]]], [[[-37.0, -2.0], [-0.5, -3.5]]]])
+    result = dataclasses.replace(
+        two, answers=("</script>",), answer_tokens=("</",), log_prob=two.log_prob[..., :1], rank=two.rank[..., :1]
+    )
+    html = result._repr_html_()
+    assert "Logit lens, p(&lt;/ of &lt;/script&gt;)" in html
+    assert 'title="before, 0: 0.1353"' in html
+    assert 'title="after, 0: 0.6065"' in html
+    assert "probability, read after each layer; colours from -0.607 (red) to 0.607 (blue)" in html
+
+
 def test_lines_are_one_for_each_answer_and_run():
     pytest.importorskip("matplotlib")
     axis = made([[[[-1.0, -2.0], [-4.0, -1.0]]], [[[-1.0, -2.0], [-0.5, -3.5]]]]).plot()

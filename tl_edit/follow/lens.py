@@ -107,13 +107,14 @@ class LogitLens(Followed):
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1
         named = self._names()
-        values = self.logit_difference if odds else self.log_prob[..., 0]
+        # Logarithms of what no state before the first layer says are so far down that all others would look alike.
+        values = self.logit_difference if odds else self.log_prob[..., 0].exp()
         rows = [*self.runs, "change"] if self.compares else list(self.runs)
         tables = [
             torch.cat([values[:, at], values[1:, at] - values[:1, at]]) if self.compares else values[:, at]
             for at in range(len(self.places))
         ]
-        what = f"log p({named[0]}) − log p({named[1]})" if odds else f"log p({named[0]})"
+        what = f"log p({named[0]}) − log p({named[1]})" if odds else f"p({named[0]})"
         if len(named) > 2:
             what += f" (of {', '.join(named[2:])} see .plot() and .log_prob)"
         return show.heatmaps_html(
@@ -122,7 +123,7 @@ class LogitLens(Followed):
             rows=rows,
             columns=self.points,
             heading=self.heading(f"Logit lens, {what}"),
-            unit="nats, read after each layer",
+            unit=f"{'nats' if odds else 'probability'}, read after each layer",
             per_line=1,
         )
 
