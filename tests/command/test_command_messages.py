@@ -197,6 +197,10 @@ def test_every_help_ends_with_the_exit_codes(capsys):
         ("read_records: there is no file 'x'", "--records: there is no file 'x'"),
         ("--texts x.txt: read_texts: x.txt is empty", "--texts x.txt: x.txt is empty"),
         ("pass layer=, e.g. layer=4.", "pass --layer, e.g. --layer 4."),
+        (
+            "load it as it was, compute the edit on this one, or pass allow_mismatch=True if this is meant.",
+            "load it as it was, or compute it here.",
+        ),
         ("pass e.g. layers=[0, 1]; or layers=[3]", "pass e.g. --layers 0 1; or --layers 3"),
         ("use variant='r-ROME', or prepend_bos=True", "use the method r-rome, or --prepend-bos"),
         ("pass prepend_bos=False, or n_tokens=64", "pass --no-prepend-bos, or --generate 64"),

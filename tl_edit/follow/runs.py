@@ -12,13 +12,16 @@ from torch import Tensor
 
 from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
-from tl_edit.edit import Edit
+from tl_edit.edit import Edit, added_again
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
 
 BEFORE_AND_AFTER = ("before", "after")
 ALONE = ("model",)
 """The runs of a result: the model without and with what is switched on, or the model alone."""
+
+AS_HOOKS = "pass hooks=edit.hooks(model, allow_mismatch=True) in its place"
+"""What to do if the model is meant to have other weights than the edit was computed on."""
 
 LONGEST = 120
 """Characters of a prompt that headings show."""
@@ -108,7 +111,7 @@ class Runs:
                 "pass what rome_edit(model, request, moments, apply=False) returns."
             )
         ready = as_hooks(hooks, operation)
-        if edit is not None and edit.is_applied(model):
+        if edit is not None and edit.check_fits(model, operation, hooks=ready, otherwise=AS_HOOKS):
             raise ValueError(
                 f"{operation}: {edit!r} is applied to this model, so there is no run without it; expected it off; "
                 "call edit.undo(model) first, it is switched on for the second run; or pass edit=None for the model as "
@@ -120,8 +123,14 @@ class Runs:
                 "both runs; expected a model without them; take them off, or go on if this is meant.",
                 stacklevel=3,
             )
+        twice = added_again(model, ready)
+        if twice is not None:
+            warnings.warn(
+                f"{operation}: {twice!r} is applied to this model, and hooks adds it once more; expected it once; call "
+                "edit.undo(model) first, or go on if this is meant.",
+                stacklevel=3,
+            )
         if edit is not None:
-            edit.hooks(model)  # Checks that it fits before anything runs.
             prepend_bos = edit.provenance.prepend_bos if prepend_bos is None else prepend_bos
         bos = tokens.resolve_bos(model, prepend_bos)
         return cls(model=model, operation=operation, edit=edit, hooks=ready, prepend_bos=bos)
