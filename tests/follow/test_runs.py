@@ -52,3 +52,35 @@ def test_hooks_of_an_edit_that_is_applied_are_told_of(name, recwarn):
         assert not recwarn.list
         with pytest.raises(ValueError, match=rf"^{name}: .*so there is no run without it"):
             FOLLOW[name](model, edit=edit)
+
+
+@each_function
+def test_an_edit_that_changes_nothing_is_said_to(name):
+    model = model_of(FEW[0])
+    edit = edit_of(model)
+    for nothing in (edit * 0, edit - edit):
+        found = FOLLOW[name](model, edit=nothing)
+        assert found.unchanged
+        assert repr(found).endswith("nothing changes)")
+        html = found._repr_html_()
+        assert "it changes nothing here: both runs are equal up to rounding" in html
+        assert "+0.000</td></tr><tr><th" not in html or name == "edit_circuit"
+        assert found.title("x").endswith("; nothing changes")
+    for other in (FOLLOW[name](model, edit=edit), FOLLOW[name](model)):
+        assert not other.unchanged
+        assert "nothing changes" not in repr(other) + other.title("x")
+        assert "changes nothing" not in other._repr_html_()
+
+
+def test_where_nothing_changes_the_largest_parts_come_first():
+    model = model_of(FEW[0])
+    parts = [part.name for part in FOLLOW["edit_circuit"](model, edit=edit_of(model) * 0).components()]
+    assert parts == [part.name for part in FOLLOW["edit_circuit"](model).components()]
+    assert "most from" in repr(FOLLOW["edit_circuit"](model, edit=edit_of(model) * 0))
+
+
+def test_no_head_is_listed_where_none_looks_elsewhere():
+    model = model_of(FEW[0])
+    html = FOLLOW["attention_change"](model, edit=edit_of(model), layers=[0])._repr_html_()
+    assert "+0.000" not in html
+    assert "Heads whose attention changes:" in html

@@ -64,6 +64,9 @@ class AttentionChange(Followed):
         """
         return self.difference(self.patterns, "AttentionChange.change")
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return (self.patterns,)
+
     def strongest(self, k: int = MAX_ROWS) -> tuple[HeadChange, ...]:
         """The heads whose attention changes most, each at the place where it does, strongest first.
 
@@ -165,10 +168,10 @@ class AttentionChange(Followed):
 
     def __repr__(self) -> str:
         heads = f"{len(self.layers)} layers of {len(self.heads)} heads"
-        if not self.compares:
-            return f"AttentionChange({self.asked}: {heads})"
+        if not self.compares or self.unchanged:
+            return self.line(heads)
         top = self.strongest(1)[0]
-        return f"AttentionChange({self.asked}: {heads}, most {top.change:+.3f} in {top.name} {self._where(top)})"
+        return self.line(f"{heads}, most {_signed(top.change)} in {top.name} {self._where(top)}")
 
     def _where(self, at: HeadChange) -> str:
         return f"{show.spaced(self.tokens[at.dest])} ← {show.spaced(self.tokens[at.src])}"
@@ -183,6 +186,7 @@ class AttentionChange(Followed):
                 heading=self.heading("Largest attention to an earlier token, the first aside"),
                 unit="attention",
             )
+        listed = () if self.unchanged else self.strongest()
         rows = [
             (
                 at.name,
@@ -190,12 +194,19 @@ class AttentionChange(Followed):
                 f"{at.dest} ← {at.src}",
                 f"{at.before:.3f}",
                 f"{at.after:.3f}",
-                f"{at.change:+.3f}",
+                _signed(at.change),
             )
-            for at in self.strongest()
+            for at in listed
         ]
+        if not rows:
+            return show.table([], heading=self.heading("Heads whose attention changes"))
         columns = ("layer.head", "dest ← src", "positions", "before", "after", "change")
         return show.table(rows, columns=columns, heading=self.heading("Heads whose attention changes most, and where"))
+
+
+def _signed(change: float) -> str:
+    """With three digits that tell something."""
+    return f"{change:+.3f}" if abs(change) >= 0.0005 or change == 0 else f"{change:+.1e}"
 
 
 def attention_change(

@@ -70,8 +70,12 @@ class EditCircuit(Followed):
         layers = self.heads.sum(dim=(1, 2)) + self.attention_biases.sum(dim=1) + self.mlps.sum(dim=1)
         return self.embedding + self.positions + layers + self.bias
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        several = (self.embedding, self.positions, self.heads, self.attention_biases, self.mlps, self.bias)
+        return (*several, self.logit_difference)
+
     def components(self) -> tuple[Component, ...]:
-        """All parts; those that change most first, of the model alone the largest first."""
+        """All parts; those that change most first, and where nothing changes the largest first."""
         found = [self._component("embedding", self.embedding), self._component("positions", self.positions)]
         for layer in range(self.heads.shape[1]):
             for head in range(self.heads.shape[2]):
@@ -79,7 +83,12 @@ class EditCircuit(Followed):
             found.append(self._component(f"attention bias {layer}", self.attention_biases[:, layer], layer))
             found.append(self._component(f"MLP {layer}", self.mlps[:, layer], layer))
         found.append(self._component("final bias", self.bias))
-        return tuple(sorted(found, key=lambda part: abs(part.change if self.compares else part.before), reverse=True))
+        return tuple(sorted(found, key=lambda part: abs(part.change if self._moves else part.before), reverse=True))
+
+    @property
+    def _moves(self) -> bool:
+        """Whether there are changes to speak of."""
+        return self.compares and not self.unchanged
 
     def _component(
         self, name: str, values: Float[Tensor, " run"], layer: int | None = None, head: int | None = None
@@ -138,11 +147,8 @@ class EditCircuit(Followed):
     def __repr__(self) -> str:
         values = " → ".join(f"{float(value):+.2f}" for value in self.logit_difference)
         first = self.components()[0]
-        most = f"{first.name} {first.change if self.compares else first.before:+.2f}"
-        return (
-            f"EditCircuit({self.asked}: {self._difference} {values}; "
-            f"{'most by' if self.compares else 'most from'} {most})"
-        )
+        most = f"{first.name} {first.change if self._moves else first.before:+.2f}"
+        return self.line(f"{self._difference} {values}; {'most by' if self._moves else 'most from'} {most}")
 
     def _repr_html_(self) -> str:
         listed = self.components()

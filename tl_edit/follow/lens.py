@@ -47,6 +47,9 @@ class LogitLens(Followed):
             )
         return self.log_prob[..., 0] - self.log_prob[..., 1]
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return (self.log_prob,)
+
     def to_dataframe(self) -> Any:
         """A pandas frame: one row for each run, place, point and answer.
 
@@ -102,7 +105,7 @@ class LogitLens(Followed):
             f"p({name}) " + " → ".join(f"{float(value.exp()):.3g}" for value in self.log_prob[:, 0, -1, j])
             for j, name in enumerate(self._names())
         ]
-        return f"LogitLens({self.asked}: {len(self.points) - 1} layers, {', '.join(says)})"
+        return self.line(f"{len(self.points) - 1} layers, {', '.join(says)}")
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1

@@ -52,6 +52,9 @@ class NextTokens(Followed):
         """Log-probability of the whole answer behind the prompt, the sum over its tokens."""
         return self.log_prob[:, self.n_prompt - 1 :].sum(dim=1)
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return self.log_prob, self.top_log_prob, self.end_log_prob
+
     def view(self) -> show.View:
         """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest.
 
@@ -124,7 +127,7 @@ class NextTokens(Followed):
     def __repr__(self) -> str:
         answer = list(map(_probability, self.answer_log_prob))
         says = [repr(likeliest[self.n_prompt - 1][0]) for likeliest in self.top_tokens]
-        return f"NextTokens({self.asked}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
+        return self.line(f"says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)}")
 
     def _repr_html_(self) -> str:
         end = self.n_prompt - 1

@@ -26,6 +26,9 @@ AS_HOOKS = "pass hooks=edit.hooks(model, allow_mismatch=True) in its place"
 LONGEST = 120
 """Characters of a prompt that headings show."""
 
+ROUNDING = 1e-6
+"""Differences of this size, of probabilities and nats, say nothing; the difference of an edit and itself makes them."""
+
 Found = TypeVar("Found")
 
 
@@ -65,13 +68,29 @@ class Followed:
         """The prompt in one line; of a long one the end."""
         return show.visible(self.prompt if len(self.prompt) <= LONGEST else "…" + self.prompt[-LONGEST:])
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether there are two runs, and all that was measured is the same in both, up to `ROUNDING`."""
+        return self.compares and all(
+            torch.allclose(values[0], values[1], rtol=ROUNDING, atol=ROUNDING) for values in self._by_run()
+        )
+
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        """What was measured."""
+        raise NotImplementedError
+
     def title(self, what: str) -> str:
         """A short line above a figure."""
-        return f"{what}: {self.asked}"
+        return f"{what}: {self.asked}" + ("; nothing changes" if self.unchanged else "")
 
     def heading(self, what: str) -> str:
         """A line above a table, with what was switched on."""
-        return self.title(what) + (f" ({self.switched})" if self.switched else "")
+        same = "; it changes nothing here: both runs are equal up to rounding" if self.unchanged else ""
+        return f"{what}: {self.asked}" + (f" ({self.switched})" if self.switched else "") + same
+
+    def line(self, said: str) -> str:
+        """What the result's one line is."""
+        return f"{type(self).__name__}({self.asked}: {said}{', nothing changes' if self.unchanged else ''})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
