@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from followed import CASES, FEW, PROMPT, edit_of, ids_of, model_of, run_by_hand, tolerance
 from some_edits import same, weights
 
-from tl_edit import EditRequest, attach, causal_trace, logit_lens, next_tokens
+from tl_edit import EditRequest, attach, causal_trace, forward, logit_lens, next_tokens, show
 from tl_edit.follow import NextTokens
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -131,6 +132,48 @@ def test_what_cannot_be_asked_gets_advice():
 def test_more_than_the_vocabulary_is_all_of_it():
     model = model_of(FEW[0])
     assert next_tokens(model, PROMPT, "Rome", top_k=10**6).top_log_prob.shape[2] == model.cfg.d_vocab
+
+
+def test_positions_are_read_a_few_at_a_time(monkeypatch):
+    model = model_of(FEW[0])
+    edit, long = edit_of(model), " one" * 90
+    whole = next_tokens(model, long, ANSWER, edit=edit)
+    rows, log_probs = [], forward.log_probs
+
+    def counted(model, logits):
+        rows.append(len(logits))
+        return log_probs(model, logits)
+
+    monkeypatch.setattr(forward, "log_probs", counted)
+    monkeypatch.setattr(sys.modules["tl_edit.follow.next_tokens"], "AT_ONCE", 7)
+    parts = next_tokens(model, long, ANSWER, edit=edit)
+    assert max(rows) == 7 < len(parts.tokens)
+    for name in ("log_prob", "rank", "top_log_prob", "kl", "end_log_prob"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    assert parts.top_tokens == whole.top_tokens
+
+
+def test_of_many_likely_tokens_the_figure_shows_what_either_run_says_and_the_table_has_an_end():
+    pytest.importorskip("matplotlib")
+    model = model_of(FEW[0])
+    found = next_tokens(model, PROMPT, "Rome", edit=edit_of(model), top_k=100)
+    axis = found.plot()
+    axis.figure.savefig(io.BytesIO())
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(labels) == 24
+    assert f"({len(found.end_tokens) - 24:,} less likely ones are left out)" in axis.get_xlabel()
+    assert "␣Rome" in labels
+    end = found.n_prompt - 1
+    for run in found.top_tokens:
+        assert {show.spaced(token) for token in run[end][:8]} <= set(labels)
+    # In the order of what is said after, as ever.
+    shown = axis.collections[-1].get_offsets()[:, 0].tolist()
+    assert shown == sorted(shown, reverse=True)
+    html = found._repr_html_()
+    assert "and 50 more" in html
+    assert html.count("<tr>") == 1 + 50 + 1
+    assert "left out" not in next_tokens(model, PROMPT, "Rome").plot().get_xlabel()
+    assert "more" not in next_tokens(model, PROMPT, "Rome")._repr_html_()
 
 
 def test_hooks_of_an_edit_that_are_on_are_told_of():

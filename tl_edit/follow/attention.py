@@ -133,11 +133,16 @@ class AttentionChange(Followed):
         Raises:
             ImportError: If pandas is not installed.
         """
-        places = range(len(self.tokens))
-        axes = {"layer": self.layers, "head": self.heads, "dest": places, "src": places}
-        values = dict(zip(self.runs, self.patterns, strict=True))
+        n = len(self.tokens)
+        # The pairs are chosen before there are rows: all of a long prompt are too many.
+        dest, src = torch.tril_indices(n, n)
+        axes = {"layer": self.layers, "head": self.heads, "pair": range(len(dest))}
+        values = {run: each[..., dest, src] for run, each in zip(self.runs, self.patterns, strict=True)}
         frame = show.frame("AttentionChange.to_dataframe", axes, values)
-        return frame[frame["src"] <= frame["dest"]].reset_index(drop=True)
+        pair = frame.pop("pair").to_numpy()
+        frame.insert(2, "dest", dest.numpy()[pair])
+        frame.insert(3, "src", src.numpy()[pair])
+        return frame
 
     def plot(self, ax: Any = None) -> Any:
         """Heatmap, layer by head: the largest change of attention, wherever it is.
@@ -179,9 +184,10 @@ class AttentionChange(Followed):
     def _repr_html_(self) -> str:
         if not self.compares:
             return show.heatmaps_html(
-                [self._elsewhere().flatten(2).amax(dim=2)],
+                [self._elsewhere().flatten(2).amax(dim=2).flip(0)],
                 titles=["layer by head"],
-                rows=[f"layer {layer}" for layer in self.layers],
+                # The first one at the bottom, as in the figure.
+                rows=[f"layer {layer}" for layer in reversed(self.layers)],
                 columns=list(map(str, self.heads)),
                 heading=self.heading("Largest attention to an earlier token, the first aside"),
                 unit="attention",
@@ -215,8 +221,8 @@ def attention_change(
     *,
     edit: Edit | None = None,
     hooks: Sequence[NamedHook] = (),
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    heads: int | Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> AttentionChange:
     """Attention patterns of a prompt, without and with an edit.
@@ -226,8 +232,8 @@ def attention_change(
         prompt: A string.
         edit: What is switched on for the second run, and off again; None for the model alone.
         hooks: Hooks of your own for the second run, as (name, function) pairs.
-        layers: Whose patterns to keep; None for all.
-        heads: Which heads of these layers to keep; None for all.
+        layers: Whose patterns to keep, one or several; None for all.
+        heads: Which heads of these layers to keep, one or several; None for all.
         prepend_bos: Whether the prompt begins with a BOS; None for what the edit was computed with, and without an edit
             for the model's own default.
 
@@ -269,13 +275,13 @@ def _into(place: Float[Tensor, "head dest src"], heads: Sequence[int]) -> Callab
 
 
 def _chosen(what: str, given: object, n: int) -> tuple[int, ...]:
-    """Numbers from 0 to ``n - 1``, ascending, each once."""
+    """Numbers from 0 to ``n - 1``, ascending, each once; of one number, or a sequence, or None for all."""
     if given is None:
         return tuple(range(n))
-    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence | range) else [given]
-    if not listed or any(type(i) is not int or not 0 <= i < n for i in listed) or not isinstance(given, Sequence):
+    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence) else [given]
+    if not listed or any(type(i) is not int or not 0 <= i < n for i in listed):
         raise ValueError(
-            f"{OPERATION}: {what} is {given!r}; expected some of the numbers 0 to {n - 1}; pass e.g. {what}=[0], or "
-            "leave it out for all."
+            f"{OPERATION}: {what} is {given!r}; expected one or some of the numbers 0 to {n - 1}; pass e.g. {what}=0, "
+            f"{what}=[0, 1], or leave it out for all."
         )
     return tuple(sorted(set(cast(list[int], listed))))
