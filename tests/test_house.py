@@ -230,6 +230,8 @@ WRONG_TYPES = {
     "Noise.gaussian(True)": "multiple is True",
     "Noise(distribution='cauchy')": "distribution 'cauchy'",
     "causal_trace(model, 'Rome is in', 'Rome', layers=1)": "layers is 1",
+    "causal_trace(model, request)": "pass request.prompt, request.subject",
+    "causal_trace(model, 'Rome is in')": "the subject is missing",
     "causal_trace(model, 'Rome is in', 'Rome', layers='01')": "layers is '01'",
     "causal_trace(model, 'Rome is in', 'Rome', layers=[True])": "layers [True]",
     "causal_trace(model, 'Rome is in', 'Rome', layers=torch.tensor(1))": "layers is tensor(1)",

@@ -236,6 +236,13 @@ def test_traces_with_other_settings_do_not_mix(fact_model, known):
         average_traces([one]).of("resid_post", "subject")
 
 
+def test_no_noise_is_told_of_once(fact_model, known):
+    with pytest.warns(UserWarning, match="nothing is corrupted") as told:
+        found = trace_facts(fact_model, known[:2], n_samples=1, layers=[0], noise=0.0, progress=False)
+    assert found.n_facts == 2
+    assert sum("nothing is corrupted" in str(each.message) for each in told) == 1
+
+
 def test_no_facts_are_refused(fact_model):
     with pytest.raises(ValueError, match=r"trace_facts: no facts; expected \(prompt, subject, answer\)"):
         trace_facts(fact_model, [], progress=False)

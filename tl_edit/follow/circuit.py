@@ -57,7 +57,7 @@ class EditCircuit(Followed):
     bias: Float[Tensor, " run"]
     """Of the final norm and the unembedding."""
     logit_difference: Float[Tensor, " run"]
-    """What the model said, before a cap on logits (Gemma 2); the sum of all parts up to rounding."""
+    """What the model said, before a cap on logits (Gemma 2); the sum of all parts up to its own rounding."""
     subject: str | None
     subject_last: int | None
     """Position of the subject's last token."""
@@ -153,10 +153,14 @@ class EditCircuit(Followed):
     def _repr_html_(self) -> str:
         listed = self.components()
         rest = listed[MAX_ROWS:]
-        sums = {"logit difference": (float(self.total[0]), float(self.total[-1]))}
+        sums: dict[str, tuple[float, float]] = {}
         if rest:
-            others = sum(part.before for part in rest), sum(part.after for part in rest)
-            sums = {f"the other {len(rest)}": others, **sums}
+            sums[f"the other {len(rest)}"] = sum(part.before for part in rest), sum(part.after for part in rest)
+        missed = self.logit_difference - self.total
+        # What three digits show: of weights in half precision the model itself rounds each step.
+        if float(missed.abs().max()) >= 0.0005:
+            sums["rounding"] = float(missed[0]), float(missed[-1])
+        sums["logit difference"] = float(self.logit_difference[0]), float(self.logit_difference[-1])
         last = [
             Component(name=name, layer=None, head=None, before=before, after=after)
             for name, (before, after) in sums.items()

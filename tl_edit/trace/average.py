@@ -27,7 +27,7 @@ from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
 from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings, layer_labels
 from tl_edit.trace.run import causal_trace
-from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, word_around
+from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, nothing_corrupted, word_around
 
 Form = Literal["lines", "heatmaps"]
 
@@ -338,6 +338,8 @@ def trace_facts(
         )
     bos = tokens.resolve_bos(model, prepend_bos)
     listed = _checked_facts(model, facts, bos)
+    if said := nothing_corrupted(settings.noise):
+        warnings.warn(said, stacklevel=2)
     kept = None if folder is None else TraceFolder(Path(folder), model, listed, settings, bos)
     traces: list[CausalTrace] = []
     skipped: list[str] = []
@@ -361,7 +363,8 @@ def _trace(model: Model, fact: KnownFact, bos: bool, settings: Settings) -> Caus
         return said
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* first as a part of ")  # said when the facts were looked at
+        for said in (".* first as a part of ", ".* so nothing is corrupted "):
+            warnings.filterwarnings("ignore", message=said)  # said before the first was traced
         return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **given)
 
 
