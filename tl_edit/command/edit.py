@@ -16,7 +16,7 @@ from typing import Any, cast
 from rich.table import Table
 from rich.text import Text
 
-from tl_edit import Edit, EditRecord, Evaluation, evaluate
+from tl_edit import Edit, EditRecord, Evaluation, evaluate, show
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import bundled_record, own_record
 from tl_edit.command.models import is_bundled
@@ -32,7 +32,7 @@ from tl_edit.command.report import (
     plain_table,
 )
 from tl_edit.host import Model
-from tl_edit.story import as_object, top_answers, visible
+from tl_edit.story import as_object, top_answers
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
 
 LEAST = 0.5
@@ -221,7 +221,8 @@ def _answers(before: _Said, after: _Said) -> Table:
     """The likeliest answers, side by side."""
     table = plain_table("said before", "", "says now", "")
     for (old, p_old), (new, p_new) in zip(before.answers, after.answers, strict=True):
-        table.add_row(Text(visible(old)), f"{p_old:.3f}", Text(visible(new)), f"{p_new:.3f}")
+        shown = [Text(show.visible(token).strip()) for token in (old, new)]
+        table.add_row(shown[0], f"{p_old:.3f}", shown[1], f"{p_new:.3f}")
     return table
 
 

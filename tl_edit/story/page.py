@@ -5,11 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tl_edit import host, show
-from tl_edit.evaluate import RecordScores, compare
-from tl_edit.evaluate.scores import PromptScore
+from tl_edit.evaluate import compare
+from tl_edit.extras import extra
 from tl_edit.follow import attention_change, edit_circuit, logit_lens, next_tokens
 from tl_edit.host import Model
 from tl_edit.memory import edit_memory
+from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
 
 
@@ -60,7 +61,10 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         yield f"This edit failed: {new} is still not the likelier answer. What follows shows what it did instead."
     yield edit
     if find_spec("matplotlib") is not None:
-        yield edit.plot()
+        # A notebook would show what is drawn as it likes, too, and the page is what was asked for.
+        with extra("matplotlib.pyplot", "save_story").ioff():
+            drawn = edit.plot()
+        yield drawn
     yield "# 4 Did it work, and what else moved"
     yield (
         "Success on the prompt alone is easily had. Paraphrases should follow, and other subjects' facts should stay: "
@@ -116,23 +120,8 @@ def _or_why(picture: Callable[[], object]) -> object:
 
 def _prompts(told: Told) -> "_Html":
     """All prompts of the record, with what the model says before and after."""
-    before, after = told.before.scores[0], told.after.scores[0]
-    request = told.record.request
-    rows: list[tuple[str, ...]] = []
-    for name, group, wanted in (
-        ("the prompt", "efficacy", request.target_new),
-        ("paraphrase", "paraphrase", request.target_new),
-        ("neighbor", "neighborhood", request.target_true or ""),
-    ):
-        pairs = zip(_group(before, group), _group(after, group), strict=True)
-        rows += [(name, was.prompt, wanted, was.prediction, now.prediction) for was, now in pairs]
-    facts = zip(before.other_facts, after.other_facts, strict=True)
-    rows += [("same subject", was.prompt, was.answer, was.prediction, now.prediction) for was, now in facts]
+    rows = [each[:-1] for each in asked(told.before.scores[0], told.after.scores[0])]
     return _Html(show.table(rows, columns=("", "prompt", "should say", "before", "after")))
-
-
-def _group(scores: RecordScores, group: str) -> tuple[PromptScore, ...]:
-    return {"efficacy": scores.efficacy, "paraphrase": scores.paraphrase, "neighborhood": scores.neighborhood}[group]
 
 
 class _Html:
