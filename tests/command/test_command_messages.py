@@ -173,7 +173,7 @@ def test_every_path_may_begin_with_a_tilde(monkeypatch):
         for action in parser._actions:
             named = set(action.option_strings) & {
                 "--model", "--moments", "--texts", "--records", "--snippets", "--perplexity", "--tfidf", "--out",
-                "--folder", "--facts", "--edit",
+                "--folder", "--facts", "--edit", "--html",
             }  # fmt: skip
             if named:
                 found += 1

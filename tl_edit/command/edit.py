@@ -3,7 +3,7 @@
 The JSON has ``model``, ``method``, ``settings``, ``n`` (requests), ``took`` (share of the requests whose new object is
 likelier than the true one, or the likeliest where no true one is known), ``before`` and ``after`` (``answers`` of a
 single request, ``token`` and ``probability``; ``metrics``), ``norms`` and ``ranks`` by layer, ``diagnostics``,
-``seconds`` and ``out``.
+``seconds``, ``out`` and ``html``.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tl_edit.command.report import (
     plain_table,
 )
 from tl_edit.host import Model
-from tl_edit.story import as_object, top_answers
+from tl_edit.story import as_object, save_before_and_after, top_answers
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
 
 LEAST = 0.5
@@ -63,9 +63,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=path, metavar="FILE", help="keep the edit (Edit.load reads it, and evaluate --edit)"
     )
+    parser.add_argument("--html", type=path, metavar="FILE", help="also write what changes as a page, with pictures")
     options.describe(
         parser,
-        "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors",
+        "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors --html rome.html",
         "python -m tl_edit edit --records bundled --limit 3 --method memit",
         elsewhere="python -m tl_edit edit --model gpt2-xl --no-prepend-bos --subject 'The Space Needle' --relation "
         "'{} is in the city of' --target-new Rome --texts wiki.txt --moments moments",
@@ -111,6 +112,8 @@ def run(given: argparse.Namespace) -> Report:
     after = _Said.of(model, records, given.prepend_bos, edit)
     if given.out is not None:
         edit.save(given.out)
+    if given.html is not None:
+        save_before_and_after(given.html, model, edit, before.found, after.found)
     took = _took(after.found)
     plain = {
         "model": model_plain(model, edit.provenance.prepend_bos),
@@ -125,6 +128,7 @@ def run(given: argparse.Namespace) -> Report:
         "diagnostics": dict(edit.diagnostics),
         "seconds": seconds,
         "out": given.out,
+        "html": given.html,
     }
     metrics = {"before": before.found.metrics(), "after": after.found.metrics()}
     shown = [
@@ -136,6 +140,7 @@ def run(given: argparse.Namespace) -> Report:
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
+        *([Text(f"\nAs a page: {given.html}")] if given.html is not None else []),
         *([Text(f"\n{_not_taken(took, len(records))}", style="bold red")] if took < LEAST else []),
     ]
     return Report(plain=plain, shown=shown, code=0 if took >= LEAST else 1)

@@ -1,17 +1,22 @@
-"""A fact's story as one page: every picture with the question that it answers, and what would speak against it."""
+"""A fact's story as one page: every picture with the question that it answers, and what would speak against it.
+
+And a shorter page of an edit, before and after.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from tl_edit import host, show
-from tl_edit.evaluate import compare
+from tl_edit.edit import Edit
+from tl_edit.evaluate import Evaluation, RecordScores, compare
 from tl_edit.extras import extra
-from tl_edit.follow import attention_change, edit_circuit, logit_lens, next_tokens
+from tl_edit.follow import NextTokens, attention_change, edit_circuit, logit_lens, next_tokens
 from tl_edit.host import Model
 from tl_edit.memory import edit_memory
 from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
+from tl_edit.words import counted
 
 
 def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str]) -> None:
@@ -29,6 +34,42 @@ def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str])
     request = told.record.request
     title = f"{request.subject}: {request.target_new} instead of {request.target_true or '?'}"
     show.save_html(path, *_chapters(model, told, texts), title=title)
+
+
+def save_before_and_after(path: str | Path, model: Model, edit: Edit, before: Evaluation, after: Evaluation) -> None:
+    """Write what an edit changes as a page, without its story.
+
+    Args:
+        path: The file.
+        model: The model, unedited.
+        edit: The edit, which is switched on where a picture needs it.
+        before: Of the model without it.
+        after: Of the same records with it.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    one = len(before.scores) == 1
+    title = str(before.scores[0].record.request) if one else f"{edit.method}: {counted(len(before.scores), 'edit')}"
+    show.save_html(path, *_before_and_after(model, edit, before, after, one=one), title=title)
+
+
+def _before_and_after(
+    model: Model, edit: Edit, before: Evaluation, after: Evaluation, *, one: bool
+) -> Iterator[object]:
+    yield f"{host.model_name(model)} without and with this edit, measured just now."
+    yield edit
+    yield "# Before and after"
+    yield compare({"before": before, "after": after})
+    if one:
+        old, new = before.scores[0], after.scores[0]
+        request, bos = old.record.request, before.provenance.prepend_bos if before.provenance else None
+        yield _prompts(old, new)
+        yield "# Token by token"
+        said = _or_why(lambda: next_tokens(model, request.prompt, request.target_new, edit=edit, prepend_bos=bos))
+        yield said
+        if isinstance(said, NextTokens):
+            yield said.view()
 
 
 def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object]:
@@ -71,7 +112,7 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         "an edit that fails there has not learned a fact but a phrase, or ruined the model."
     )
     yield compare({"before": told.before, "after": told.after})
-    yield _prompts(told)
+    yield _prompts(told.before.scores[0], told.after.scores[0])
     yield "# 5 Token by token"
     yield f"How likely each token is behind those before it, with “{new}” at the end."
     yield after.view()
@@ -118,9 +159,9 @@ def _or_why(picture: Callable[[], object]) -> object:
         return f"Left out. {error}"
 
 
-def _prompts(told: Told) -> "_Html":
-    """All prompts of the record, with what the model says before and after."""
-    rows = [each[:-1] for each in asked(told.before.scores[0], told.after.scores[0])]
+def _prompts(before: RecordScores, after: RecordScores) -> "_Html":
+    """All prompts of a record, with what the model says before and after."""
+    rows = [each[:-1] for each in asked(before, after)]
     return _Html(show.table(rows, columns=("", "prompt", "should say", "before", "after")))
 
 
