@@ -3,8 +3,8 @@
 The JSON of one fact has ``model``, ``seed``, ``samples`` (noise draws), ``noise`` (in standard deviations of the
 embeddings), ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
 ``layers``, ``window``, ``engine``, ``out``, ``html``, and ``effects``: by kind, ``at_subject_last`` (indirect effect by
-layer), ``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities and
-effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
+layer), ``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities
+and effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
 ``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
 ``layers``, ``window``, ``count`` (observations by role), ``html``, and ``effects``: by kind and role, ``effect`` and
 ``standard_error`` (of the effect within facts) by layer.
@@ -23,16 +23,12 @@ from tl_edit.command.models import is_bundled
 from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
 from tl_edit.factworld import facts
+from tl_edit.story.page import BY_LAYER, RESTORING
 from tl_edit.trace import ROLES
 from tl_edit.trace.result import KIND_NAMES
 from tl_edit.words import counted
 
 LAST = "last subject token"
-EXPLAINED = (
-    "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
-    "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2)."
-)
-BY_LAYER = "The same by layer, on the tokens themselves."
 
 
 def add(commands: Any) -> None:
@@ -136,7 +132,7 @@ def _one(given: argparse.Namespace) -> Report:
         trace.save(given.out)
     if given.html is not None:
         title = f"{trace.prompt} → {trace.answer.strip()}"
-        save_html(given.html, EXPLAINED, trace, BY_LAYER, trace.view_tokens(), title=title)
+        save_html(given.html, RESTORING, trace, BY_LAYER, trace.view_tokens(), title=title)
     plain = {
         "model": model_plain(model, trace.provenance.prepend_bos),
         **_how(given),
@@ -220,7 +216,7 @@ def _many(given: argparse.Namespace) -> Report:
         progress=inputs.progress_of(given),
     )
     if given.html is not None:
-        save_html(given.html, EXPLAINED, average, title=f"Causal traces of {counted(average.n_facts, 'fact')}")
+        save_html(given.html, RESTORING, average, title=f"Causal traces of {counted(average.n_facts, 'fact')}")
     plain = {
         "model": model_plain(model, inputs.bos_of(given, model)),
         **_how(given),

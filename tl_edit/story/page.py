@@ -18,6 +18,12 @@ from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
 from tl_edit.words import counted
 
+RESTORING = (
+    "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
+    "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2)."
+)
+BY_LAYER = "The same by layer, on the tokens themselves."
+
 
 def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str]) -> None:
     """Write the page; the edit, which the story has taken back, is switched on where a picture needs it.
@@ -85,13 +91,9 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
     yield f"What the model says next after “{request.prompt}”, before and after the edit."
     yield after
     yield "# 2 Where it is kept"
-    yield (
-        "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
-        "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2). A model that looked "
-        "the fact up nowhere in particular would be evenly pale."
-    )
+    yield f"{RESTORING} A model that looked the fact up nowhere in particular would be evenly pale."
     yield told.trace
-    yield "The same by layer, on the tokens themselves."
+    yield BY_LAYER
     yield told.trace.view_tokens()
     yield "# 3 The edit"
     yield (
