@@ -34,6 +34,7 @@ from tl_edit.command.report import (
 from tl_edit.host import Model
 from tl_edit.story import as_object, save_before_and_after, top_answers
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
+from tl_edit.words import counted
 
 LEAST = 0.5
 """Share of the requests that must take for exit code 0."""
@@ -132,7 +133,7 @@ def run(given: argparse.Namespace) -> Report:
     }
     metrics = {"before": before.found.metrics(), "after": after.found.metrics()}
     shown = [
-        Text(str(records[0].request) if len(records) == 1 else f"{len(records)} edits", style="bold"),
+        Text(str(records[0].request) if len(records) == 1 else counted(len(records), "edit"), style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),
         *([_answers(before, after), Text("")] if before.answers else []),
         methods_table(metrics),
@@ -234,7 +235,8 @@ def _answers(before: _Said, after: _Said) -> Table:
 def _numbers(edit: Edit, seconds: float) -> Table:
     """The edit's diagnostics that are single numbers, or numbers by layer or request."""
     table = plain_table("edit", "")
-    table.add_row("change", f"{edit.method}, layers {', '.join(map(str, edit.deltas))}; {seconds:.1f} s")
+    layers = ", ".join(map(str, edit.deltas))
+    table.add_row("change", f"{edit.method}, layer{'s' * (len(edit.deltas) > 1)} {layers}; {seconds:.1f} s")
     table.add_row("norm by layer", _several(list(edit.norms.values())))
     for name, value in edit.diagnostics.items():
         if isinstance(value, bool) or name == "losses":

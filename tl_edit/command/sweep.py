@@ -16,7 +16,7 @@ from rich.text import Text
 from tl_edit import Comparison, Sweep
 from tl_edit import sweep as sweep_records
 from tl_edit.command import inputs, options
-from tl_edit.command.parsing import Several, counted, names, path
+from tl_edit.command.parsing import Several, names, path
 from tl_edit.command.report import (
     ERRORS,
     HALF_WIDTHS,
@@ -30,6 +30,7 @@ from tl_edit.command.report import (
 )
 from tl_edit.evaluate import PairedTest
 from tl_edit.sweep.named import NAMES, NamedMethods, check_names, named_methods
+from tl_edit.words import counted
 
 TESTED = ("S", "ES", "PS", "NS", "NS+", "TS", "ET", "PT", "UT")
 """Metrics that methods are compared by."""

@@ -14,6 +14,7 @@ from tl_edit.command.models import is_bundled, load_model
 from tl_edit.command.parsing import CODES, Parser, folder_or_file, path
 from tl_edit.factworld import RELATIONS, fact_texts, facts
 from tl_edit.story import Story, save_story
+from tl_edit.words import counted
 
 
 def parser(commands: str) -> Parser:
@@ -101,7 +102,7 @@ def _list_facts(console: Console, options: argparse.Namespace) -> None:
         prompt = fact.trained_templates[0].format(fact.subject)
         table.add_row(fact.subject, RELATIONS[fact.relation].name, fact.object, Text(prompt))
     console.print(table)
-    console.print(f"{len(chosen)} facts")
+    console.print(counted(len(chosen), "fact"))
 
 
 def _texts(options: argparse.Namespace) -> Sequence[str]:

@@ -13,6 +13,7 @@ from tl_edit.edit.base import Base
 from tl_edit.edit.low_rank import Change, LowRank, as_scale
 from tl_edit.host import Provenance
 from tl_edit.request import EditRequest
+from tl_edit.words import counted
 
 E = TypeVar("E", bound="EditValue")
 
@@ -214,7 +215,7 @@ class EditValue(Change):
         )
 
     def __repr__(self) -> str:
-        facts = str(self.requests[0]) if len(self.requests) == 1 else f"{len(self.requests)} facts"
+        facts = str(self.requests[0]) if len(self.requests) == 1 else counted(len(self.requests), "fact")
         layers = list(self.deltas)
         where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers}"
         return f"Edit({self.method}, {where}: {facts})"

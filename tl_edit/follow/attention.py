@@ -12,6 +12,7 @@ from tl_edit import forward, host, show, stream
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
+from tl_edit.words import counted
 
 OPERATION = "attention_change"
 MAX_ROWS = 12
@@ -172,7 +173,7 @@ class AttentionChange(Followed):
         return self.patterns[0] * mask
 
     def __repr__(self) -> str:
-        heads = f"{len(self.layers)} layers of {len(self.heads)} heads"
+        heads = f"{counted(len(self.layers), 'layer')} of {counted(len(self.heads), 'head')}"
         if not self.compares or self.unchanged:
             return self.line(heads)
         top = self.strongest(1)[0]

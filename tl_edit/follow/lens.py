@@ -12,6 +12,7 @@ from tl_edit import attach, forward, host, show, tokens
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs, keep
 from tl_edit.host import HookFn, Model, NamedHook
+from tl_edit.words import counted
 
 OPERATION = "logit_lens"
 LAST, SUBJECT = "last token", "subject's last token"
@@ -105,7 +106,7 @@ class LogitLens(Followed):
             f"p({name}) " + " → ".join(f"{float(value.exp()):.3g}" for value in self.log_prob[:, 0, -1, j])
             for j, name in enumerate(self._names())
         ]
-        return self.line(f"{len(self.points) - 1} layers, {', '.join(says)}")
+        return self.line(f"{counted(len(self.points) - 1, 'layer')}, {', '.join(says)}")
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1

@@ -126,7 +126,7 @@ class NextTokens(Followed):
         """
         shown = self._likeliest_at_the_end()
         left_out = len(self.end_tokens) - len(shown)
-        note = f"\n({left_out:,} less likely ones are left out)" if left_out else ""
+        note = f"\n({left_out:,} less likely {'one is' if left_out == 1 else 'ones are'} left out)" if left_out else ""
         return show.plot_probabilities(
             [self.end_tokens[i] for i in shown],
             {run: log_probs[shown] for run, log_probs in zip(self.runs, self.end_log_prob, strict=True)},

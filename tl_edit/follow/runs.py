@@ -15,6 +15,7 @@ from tl_edit.attach import as_hooks
 from tl_edit.edit import Edit, added_again
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
+from tl_edit.words import counted
 
 BEFORE_AND_AFTER = ("before", "after")
 ALONE = ("model",)
@@ -163,7 +164,7 @@ class Runs:
     def switched(self) -> str:
         """What is switched on, in words."""
         given = [repr(self.edit)] * (self.edit is not None)
-        given += [f"{len(self.hooks)} hook{'s' * (len(self.hooks) > 1)}"] * bool(self.hooks)
+        given += [counted(len(self.hooks), "hook")] * bool(self.hooks)
         return " and ".join(given)
 
     def each(self, measure: Callable[[Sequence[NamedHook]], Found]) -> list[Found]:

@@ -24,6 +24,7 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_requests
 from tl_edit.values import OptimizedValue, Site, optimize_values
 from tl_edit.values.plain import site_name
+from tl_edit.words import counted
 
 Keys = Float[Tensor, "request d_mlp"]
 Residuals = Float[Tensor, "request d_model"]
@@ -264,9 +265,9 @@ def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Se
     if missed:
         named = "; ".join(map(str, missed[:3])) + (f"; and {len(missed) - 3} more" if len(missed) > 3 else "")
         warnings.warn(
-            f"{operation}: for {len(missed)} of {len(requests)} requests no value was found that makes the target "
-            f"likelier than not: {named}; expected a probability of one half or more at the end of the search; raise "
-            "clamp_norm_factor or v_num_grad_steps, choose an earlier last layer, or drop them "
+            f"{operation}: for {len(missed)} of {counted(len(requests), 'request')} no value was found that makes "
+            f"the target likelier than not: {named}; expected a probability of one half or more at the end of the "
+            "search; raise clamp_norm_factor or v_num_grad_steps, choose an earlier last layer, or drop them "
             "(edit.diagnostics['converged'] says which).",
             stacklevel=4,
         )

@@ -22,6 +22,7 @@ from tl_edit.request import EditRequest
 from tl_edit.rome import effective_config, rome_edit
 from tl_edit.story.answers import Asked, as_object, asked, top_answers
 from tl_edit.trace import CausalTrace, Kind, causal_trace
+from tl_edit.words import counted
 
 KIND_WORDS: dict[Kind, str] = {
     "resid_post": "state after the layer",
@@ -155,9 +156,9 @@ class Story:
         losses: tuple[float, ...] = numbers["losses"]
         lines = {
             "method": f"ROME: a rank-one change of W_out in layer {layer}",
-            "second moment": f"{moment.count:,} tokens",
-            "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {len(losses)} evaluations over "
-            f"{1 + len(numbers['prefixes'])} contexts, {took:.1f} s",
+            "second moment": counted(moment.count, "token"),
+            "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {counted(len(losses), 'evaluation')} over "
+            f"{counted(1 + len(numbers['prefixes']), 'context')}, {took:.1f} s",
             "|v* - v0| / |v0|": f"{numbers['delta_ratio']:.2f} (clamped at {self.config.clamp_norm_factor:g})",
             "k · u": f"{numbers['divisor']:.3g} (near 0 the update would explode)",
             "|ΔW| / |W_out|": f"{numbers['relative_norm']:.3f}",

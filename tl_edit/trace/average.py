@@ -29,6 +29,7 @@ from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
 from tl_edit.trace.result import CausalTrace, different_settings
 from tl_edit.trace.run import causal_trace
 from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, nothing_corrupted, word_around
+from tl_edit.words import counted
 
 
 def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()) -> AverageTrace:
@@ -43,8 +44,8 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
         )
     if not traces:
         raise ValueError(
-            f"average_traces: no traces ({len(skipped)} facts skipped as unknown); expected at least one; use facts "
-            "that the model knows."
+            f"average_traces: no traces ({counted(len(skipped), 'fact')} skipped as unknown); expected at least one; "
+            "use facts that the model knows."
         )
     first = traces[0]
     for trace in traces:

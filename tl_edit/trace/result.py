@@ -13,6 +13,7 @@ from torch import Tensor
 from tl_edit import archive, show
 from tl_edit.host import Provenance
 from tl_edit.trace.plan import Kind, Measure, Severed
+from tl_edit.words import counted
 
 FILE = archive.Kind(owner="CausalTrace", schema="tl_edit causal trace 2", remedy="trace again, or restore the file")
 
@@ -199,7 +200,7 @@ class CausalTrace:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
             f"{self.measured()}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
-            f"({self.corruption}, {self.n_samples} samples){self._remark()}"
+            f"({self.corruption}, {counted(self.n_samples, 'sample')}){self._remark()}"
         )
         return show.heatmaps_html(
             [table.T for table in self._effects()],
@@ -259,8 +260,8 @@ class CausalTrace:
         value = "" if self.measure == "prob" else f"{self.measure} "
         return (
             f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self.clean:.3f}, corrupted "
-            f"{self.corrupted:.3f}, {len(self.kinds)} kinds x {len(self.layers)} layers x "
-            f"{len(self.positions)} positions, window {self.window}, {self.engine})"
+            f"{self.corrupted:.3f}, {counted(len(self.kinds), 'kind')} x {counted(len(self.layers), 'layer')} x "
+            f"{counted(len(self.positions), 'position')}, window {self.window}, {self.engine})"
         )
 
 

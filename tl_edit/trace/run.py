@@ -30,6 +30,7 @@ from tl_edit.trace.settings import (
     word_around,
 )
 from tl_edit.trace.wavefront import wavefront
+from tl_edit.words import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +267,8 @@ def _corruption(
         length = len(question.prompt.tokens)
         if len(other) != length:
             raise ValueError(
-                f"{OPERATION}: the counterfactual {counterfactual!r} is {len(other)} tokens and the prompt {length}; "
-                "expected as many; choose a subject with as many tokens."
+                f"{OPERATION}: the counterfactual {counterfactual!r} is {counted(len(other), 'token')} and the prompt "
+                f"{length}; expected as many; choose a subject with as many tokens."
             )
         differs = (other != question.prompt.tokens).nonzero()
         if not len(differs):
