@@ -58,7 +58,7 @@ def test_unknown_facts_are_skipped_and_counted(fact_model, known):
     assert average.n_facts == 2
     assert average.skipped == (known[0].prompt,)
     assert "2 facts, 1 skipped as unknown" in repr(average)
-    with pytest.raises(ValueError, match=r"no traces \(1 facts skipped as unknown\)"):
+    with pytest.raises(ValueError, match=r"no traces \(1 fact skipped as unknown\)"):
         trace_facts(fact_model, [wrong], n_samples=1, progress=False)
 
 
