@@ -20,7 +20,7 @@ FLOORS = {
     "settings": 0,
     "extras": 0,
     "sources": 0,
-    "words": 0,
+    "counted": 0,
     "show": 1,
     "attach": 1,
     "stream": 1,

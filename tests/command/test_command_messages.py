@@ -238,8 +238,6 @@ def test_errors_and_warnings_of_the_library_are_told_in_options(run, monkeypatch
 
 
 def test_one_record_is_one(run):
-    assert parsing.counted(1, "record") == "1 record"
-    assert parsing.counted(1200, "record") == "1,200 records"
     for ask in (("evaluate",), ("sweep", "--methods", "none")):
         assert run(*ask, *RECORDS, "--quiet")[1].startswith("1 record (bundled)")
 

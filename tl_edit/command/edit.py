@@ -31,10 +31,10 @@ from tl_edit.command.report import (
     model_plain,
     plain_table,
 )
+from tl_edit.counted import counted
 from tl_edit.host import Model
 from tl_edit.story import as_object, save_before_and_after, top_answers
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
-from tl_edit.words import counted
 
 LEAST = 0.5
 """Share of the requests that must take for exit code 0."""

@@ -28,9 +28,9 @@ from tl_edit.command.report import (
     model_plain,
     plain_table,
 )
+from tl_edit.counted import counted
 from tl_edit.evaluate import PairedTest
 from tl_edit.sweep.named import NAMES, NamedMethods, check_names, named_methods
-from tl_edit.words import counted
 
 TESTED = ("S", "ES", "PS", "NS", "NS+", "TS", "ET", "PT", "UT")
 """Metrics that methods are compared by."""

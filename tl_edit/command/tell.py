@@ -12,9 +12,9 @@ from tl_edit.command.bundled import DEFAULT_SUBJECT, bundled_record, own_record,
 from tl_edit.command.checks import check
 from tl_edit.command.models import is_bundled, load_model
 from tl_edit.command.parsing import CODES, Parser, folder_or_file, path
+from tl_edit.counted import counted
 from tl_edit.factworld import RELATIONS, fact_texts, facts
 from tl_edit.story import Story, save_story
-from tl_edit.words import counted
 
 
 def parser(commands: str) -> Parser:

@@ -22,11 +22,11 @@ from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
 from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
+from tl_edit.counted import counted
 from tl_edit.factworld import facts
 from tl_edit.story.page import BY_LAYER, RESTORING
 from tl_edit.trace import ROLES
 from tl_edit.trace.result import KIND_NAMES
-from tl_edit.words import counted
 
 LAST = "last subject token"
 

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.edit.low_rank import LowRank
 from tl_edit.host import Model, NamedHook
 from tl_edit.request import EditRequest, as_requests
-from tl_edit.words import counted
 
 By = Literal["token", "text"]
 

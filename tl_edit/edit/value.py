@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast
 import torch
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.edit import file
 from tl_edit.edit.base import Base
 from tl_edit.edit.low_rank import Change, LowRank, as_scale
 from tl_edit.host import Provenance
 from tl_edit.request import EditRequest
-from tl_edit.words import counted
 
 E = TypeVar("E", bound="EditValue")
 

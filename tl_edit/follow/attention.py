@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import forward, host, show, stream
+from tl_edit.counted import counted
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
-from tl_edit.words import counted
 
 OPERATION = "attention_change"
 MAX_ROWS = 12

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs, keep
 from tl_edit.host import HookFn, Model, NamedHook
-from tl_edit.words import counted
 
 OPERATION = "logit_lens"
 LAST, SUBJECT = "last token", "subject's last token"

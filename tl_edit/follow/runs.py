@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
+from tl_edit.counted import counted
 from tl_edit.edit import Edit, added_again
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
-from tl_edit.words import counted
 
 BEFORE_AND_AFTER = ("before", "after")
 ALONE = ("model",)

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_edit.counted import counted
 from tl_edit.digest import digest
 from tl_edit.memit.algebra import null_space
 from tl_edit.moment import SecondMoment
 from tl_edit.moment.fingerprint import DOUBTED, distance
-from tl_edit.words import counted
 
 
 class KeyCache:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
 from tl_edit.arguments import as_moments, moment_of, warn_of_bos
+from tl_edit.counted import counted
 from tl_edit.edit import Edit, LowRank, check_untouched, plus
 from tl_edit.forward import length, lengths
 from tl_edit.host import Model
@@ -24,7 +25,6 @@ from tl_edit.prefixes import generate_prefixes
 from tl_edit.request import EditRequest, as_requests
 from tl_edit.values import OptimizedValue, Site, optimize_values
 from tl_edit.values.plain import site_name
-from tl_edit.words import counted
 
 Keys = Float[Tensor, "request d_mlp"]
 Residuals = Float[Tensor, "request d_model"]

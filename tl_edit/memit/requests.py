@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import tokens
+from tl_edit.counted import counted
 from tl_edit.host import Model
 from tl_edit.keys import read_lookups
 from tl_edit.request import EditRequest, as_prefixes
-from tl_edit.words import counted
 
 Conflicts = Literal["refuse", "first", "last"]
 

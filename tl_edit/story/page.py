@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tl_edit import host, show
+from tl_edit.counted import counted
 from tl_edit.edit import Edit
 from tl_edit.evaluate import Evaluation, RecordScores, compare
 from tl_edit.extras import extra
@@ -16,7 +17,6 @@ from tl_edit.host import Model
 from tl_edit.memory import edit_memory
 from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
-from tl_edit.words import counted
 
 RESTORING = (
     "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "

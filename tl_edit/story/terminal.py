@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_edit import host, show
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.evaluate import Evaluation, Metric, evaluate
@@ -22,7 +23,6 @@ from tl_edit.request import EditRequest
 from tl_edit.rome import effective_config, rome_edit
 from tl_edit.story.answers import Asked, as_object, asked, top_answers
 from tl_edit.trace import CausalTrace, Kind, causal_trace
-from tl_edit.words import counted
 
 KIND_WORDS: dict[Kind, str] = {
     "resid_post": "state after the layer",

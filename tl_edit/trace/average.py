@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tl_edit import forward, tokens
+from tl_edit.counted import counted
 from tl_edit.data import KnownFact
 from tl_edit.host import Model
 from tl_edit.trace.average_result import ROLES, AverageTrace
@@ -29,7 +30,6 @@ from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
 from tl_edit.trace.result import CausalTrace, different_settings
 from tl_edit.trace.run import causal_trace
 from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, nothing_corrupted, word_around
-from tl_edit.words import counted
 
 
 def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()) -> AverageTrace:

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.trace.plan import Kind
 from tl_edit.trace.result import COLOURS, KIND_NAMES, layer_labels
-from tl_edit.words import counted
 
 Form = Literal["lines", "heatmaps"]
 

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import archive, show
+from tl_edit.counted import counted
 from tl_edit.host import Provenance
 from tl_edit.trace.plan import Kind, Measure, Severed
-from tl_edit.words import counted
 
 FILE = archive.Kind(owner="CausalTrace", schema="tl_edit causal trace 2", remedy="trace again, or restore the file")
 

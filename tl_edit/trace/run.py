@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_edit import forward, host, tokens
 from tl_edit.blocks import Blocks, CannotCallBlocksError, blocks_of, why_not
+from tl_edit.counted import counted
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 from tl_edit.tokens import Prompt, TokenBatch
@@ -30,7 +31,6 @@ from tl_edit.trace.settings import (
     word_around,
 )
 from tl_edit.trace.wavefront import wavefront
-from tl_edit.words import counted
 
 
 @dataclass(frozen=True, eq=False)

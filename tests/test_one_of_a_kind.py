@@ -3,7 +3,7 @@
 import tiny_models
 
 from tl_edit import attention_change, causal_trace, logit_lens
-from tl_edit.words import counted
+from tl_edit.counted import counted
 
 
 def test_what_is_counted_has_an_s_where_it_is_not_one():
