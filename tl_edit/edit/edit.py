@@ -25,7 +25,8 @@ from tl_edit.host import Model, NamedHook
 from tl_edit.request import EditRequest, as_requests
 
 ALLOWED = "pass allow_mismatch=True"
-"""What to do, where an operation has this argument, if other weights are meant."""
+AS_HOOKS = "pass hooks=edit.hooks(model, allow_mismatch=True) in its place"
+"""What to do if other weights are meant, where an operation has this argument, and where it takes hooks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -205,6 +206,7 @@ class Edit(EditValue):
             ValueError: If it does not fit, the weights of its layers were changed from outside, or its own hooks are
                 among the others.
         """
+        _check_flag(allow_mismatch, operation)
         now = self._settled(model, operation)
         if not allow_mismatch and self not in now.changes:
             self._check_base(model, now, operation, otherwise)
@@ -329,7 +331,6 @@ class Edit(EditValue):
             ValueError: For nothing to look at, texts and requests mixed, active dropout, a model that does not fit.
         """
         operation = "Edit.collateral"
-        _check_flag(allow_mismatch, operation)
         host.check_ready(model, operation)
         applied = self.check_fits(model, operation, allow_mismatch=allow_mismatch)
         bos = tokens.resolve_bos(model, self.provenance.prepend_bos if prepend_bos is None else prepend_bos)

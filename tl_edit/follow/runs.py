@@ -13,16 +13,13 @@ from torch import Tensor
 from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.counted import counted
-from tl_edit.edit import Edit, added_again
+from tl_edit.edit import AS_HOOKS, Edit, added_again
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
 
 BEFORE_AND_AFTER = ("before", "after")
 ALONE = ("model",)
 """The runs of a result: the model without and with what is switched on, or the model alone."""
-
-AS_HOOKS = "pass hooks=edit.hooks(model, allow_mismatch=True) in its place"
-"""What to do if the model is meant to have other weights than the edit was computed on."""
 
 LONGEST = 120
 """Characters of a prompt that headings show."""

@@ -180,7 +180,7 @@ class CausalTrace:
         """Whether corrupting and restoring change no more than rounding does."""
         sizes = [abs(self.clean), abs(self.corrupted), *([] if self.measure == "prob" else [1.0])]
         changes = torch.cat([self.indirect_effect.flatten().abs(), torch.tensor([abs(self.total_effect)])])
-        return float(changes.max()) <= 1e-6 * max(sizes)
+        return float(changes.max()) <= 1e-5 * max(sizes)
 
     def _effects(self) -> Float[Tensor, "kind layer pos"]:
         """The indirect effect as pictures have it: rounding errors alone would fill all colours."""
