@@ -173,7 +173,7 @@ def test_every_path_may_begin_with_a_tilde(monkeypatch):
         for action in parser._actions:
             named = set(action.option_strings) & {
                 "--model", "--moments", "--texts", "--records", "--snippets", "--perplexity", "--tfidf", "--out",
-                "--folder", "--facts", "--edit",
+                "--folder", "--facts", "--edit", "--html",
             }  # fmt: skip
             if named:
                 found += 1
@@ -197,6 +197,10 @@ def test_every_help_ends_with_the_exit_codes(capsys):
         ("read_records: there is no file 'x'", "--records: there is no file 'x'"),
         ("--texts x.txt: read_texts: x.txt is empty", "--texts x.txt: x.txt is empty"),
         ("pass layer=, e.g. layer=4.", "pass --layer, e.g. --layer 4."),
+        (
+            "load it as it was, compute the edit on this one, or pass allow_mismatch=True if this is meant.",
+            "load it as it was, or compute it here.",
+        ),
         ("pass e.g. layers=[0, 1]; or layers=[3]", "pass e.g. --layers 0 1; or --layers 3"),
         ("use variant='r-ROME', or prepend_bos=True", "use the method r-rome, or --prepend-bos"),
         ("pass prepend_bos=False, or n_tokens=64", "pass --no-prepend-bos, or --generate 64"),
@@ -234,8 +238,6 @@ def test_errors_and_warnings_of_the_library_are_told_in_options(run, monkeypatch
 
 
 def test_one_record_is_one(run):
-    assert parsing.counted(1, "record") == "1 record"
-    assert parsing.counted(1200, "record") == "1,200 records"
     for ask in (("evaluate",), ("sweep", "--methods", "none")):
         assert run(*ask, *RECORDS, "--quiet")[1].startswith("1 record (bundled)")
 

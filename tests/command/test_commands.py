@@ -5,12 +5,13 @@ import json
 import math
 import shlex
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from tl_edit import CausalTrace, Edit, Evaluation, causal_trace, evaluate, rome
-from tl_edit.command import COMMANDS, command_parser
+from tl_edit.command import COMMANDS, command_parser, inputs
 from tl_edit.command import evaluate as evaluate_command
 from tl_edit.command.bundled import bundled_records
 from tl_edit.command.report import as_plain, decimals
@@ -100,6 +101,46 @@ def test_a_trace_is_that_of_the_library(plain, fact_model):
         assert effect[peak["layer"], peak["position"]] == effect.max()
         assert trace.str_tokens[peak["position"]] == peak["token"]
     torch.testing.assert_close(CausalTrace.load("eiffel.safetensors").restored, trace.restored)
+
+
+def test_a_trace_is_a_page(run, plain):
+    found = plain("trace", "--subject", "Eiffel Tower", "--samples", 1, "--html", "eiffel.html")
+    assert found["html"] == "eiffel.html"
+    page = Path("eiffel.html").read_text("utf-8")
+    for words in ("The Eiffel Tower", "→ Paris</title>", "restoring the MLP output", "TextNeuronActivations"):
+        assert words in page
+    code, out, err = run("trace", "--facts", "bundled", "--limit", 2, "--samples", 1, "--html", "many.html", "--quiet")
+    assert code == 0, err
+    assert "As a page: many.html" in out
+    page = Path("many.html").read_text("utf-8")
+    assert "<title>Causal traces of 2 facts</title>" in page
+    assert "last subject token (n = 2)" in page
+
+
+def test_an_edit_is_a_page_before_and_after(run, plain, moments):
+    found = plain(*ROME, "--moments", moments, "--html", "rome.html")
+    assert found["html"] == "rome.html"
+    page = Path("rome.html").read_text("utf-8")
+    for words in ("→ Rome (was Paris)</title>", "target_prob", "paraphrase success", "should say", "TokenLogProbs"):
+        assert words in page, words
+    for label in ("the prompt", "paraphrase", "neighbor"):
+        assert f">{label}</th>" in page
+    many = ("edit", "--records", "bundled", "--limit", 2, "--method", "memit", "--moments", moments, "--quiet")
+    code, out, err = run(*many, "--html", "two.html")
+    assert code == 0, err
+    assert "As a page: two.html" in out
+    page = Path("two.html").read_text("utf-8")
+    assert "<title>MEMIT: 2 edits</title>" in page
+    assert "paraphrase success" in page
+    assert "should say" not in page
+
+
+@pytest.mark.parametrize("command", [("trace", "--subject", "Eiffel Tower"), ROME], ids=lambda command: command[0])
+def test_a_page_that_cannot_be_written_is_told_before_anything_runs(command, run, monkeypatch):
+    monkeypatch.setattr(inputs, "model_of", lambda *_: pytest.fail("a model was loaded"))
+    code, out, err = run(*command, "--html", "not there/x.html")
+    assert (code, out) == (2, "")
+    assert "--html not there/x.html: it would be in not there, which is not there" in err
 
 
 def test_average_traces_go_on_in_their_folder(plain):

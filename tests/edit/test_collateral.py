@@ -172,6 +172,15 @@ def test_narrow_models_are_summed_up_in_float64(dtype):
     assert torch.allclose(found.shift, exact, rtol=1e-4 if dtype == torch.float32 else 0.1, atol=1e-3)
 
 
+def test_an_edit_of_another_model_is_refused_unless_it_is_on_already():
+    model, edit = tiny_models.build(GPT2), make(tiny_models.build(GPT2, seed=9))
+    with pytest.raises(ValueError, match=r"^Edit.collateral: .* was computed on other weights.*allow_mismatch=True"):
+        edit.collateral(model, TEXTS)
+    allowed = edit.collateral(model, TEXTS, allow_mismatch=True)
+    with edit.on(model, allow_mismatch=True):
+        assert torch.allclose(edit.collateral(model, TEXTS).shift, allowed.shift, rtol=0, atol=1e-5)
+
+
 @some_cases
 def test_the_model_is_left_as_it_is(case):
     model = shared(case)

@@ -52,8 +52,11 @@ def test_layers_and_heads_are_chosen():
     assert part.heads == (3,)
     assert torch.equal(part.patterns, whole.patterns[:, 1:, 3:])
     assert [at.name for at in part.strongest()] == [at.name for at in whole.strongest(99) if at.name in ("1.3", "2.3")]
+    one = attention_change(model, PROMPT, edit=edit, layers=2, heads=3)
+    assert (one.layers, one.heads) == ((2,), (3,))
+    assert torch.equal(one.patterns, whole.patterns[:, 2:, 3:])
     for call, words in {"layers": [3], "heads": [-1]}.items():
-        with pytest.raises(ValueError, match=rf"{call} is \[.*expected some of the numbers 0 to "):
+        with pytest.raises(ValueError, match=rf"{call} is \[.*expected one or some of the numbers 0 to "):
             attention_change(model, PROMPT, **{call: words})
     with pytest.raises(ValueError, match=r"layers is \[\]"):
         attention_change(model, PROMPT, layers=[])
@@ -169,6 +172,38 @@ def test_frames_leave_out_what_nobody_sees():
     row = frame[(frame["head"] == 1) & (frame["dest"] == 2) & (frame["src"] == 1)]
     assert float(row["after"].iloc[0]) == pytest.approx(0.9)
     assert int(row["layer"].iloc[0]) == 4
+
+
+def test_frames_of_long_prompts_are_not_made_to_be_thrown_away():
+    pandas = pytest.importorskip("pandas")
+    n = 60
+    result = made(torch.rand(2, 1, 3, n, n).tril().tolist(), tokens=("a",) * n)
+    made_of = []
+    whole = pandas.DataFrame.__init__
+
+    def counted(self, data=None, *args, **options):
+        whole(self, data, *args, **options)
+        made_of.append(len(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pandas.DataFrame, "__init__", counted)
+        frame = result.to_dataframe()
+    assert max(made_of) == len(frame) == 3 * n * (n + 1) // 2
+    row = frame[(frame["head"] == 2) & (frame["dest"] == 50) & (frame["src"] == 7)]
+    assert float(row["after"].iloc[0]) == pytest.approx(float(result.patterns[1, 0, 2, 50, 7]))
+
+
+def test_the_table_has_layers_in_the_order_of_the_figure(fact_model):
+    pytest.importorskip("matplotlib")
+    found = attention_change(fact_model, "The Eiffel Tower is in")
+    html = found._repr_html_()
+    assert html.index(">layer 5<") < html.index(">layer 4<") < html.index(">layer 0<")
+    top = float(found._elsewhere()[5, 0].max())
+    assert f'title="layer 5, 0: {top:.4f}"' in html
+    axis = found.plot()
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels.index("5") > labels.index("0")
+    assert not axis.yaxis_inverted()
 
 
 def test_of_patterns_one_layer_is_kept_at_once_beside_the_result():

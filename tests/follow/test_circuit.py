@@ -1,6 +1,8 @@
 """Direct logit attribution: its sum, against knocking parts out with norms held, and against TransformerLens' own."""
 
+import dataclasses
 import io
+import re
 
 import pytest
 import tiny_models
@@ -269,6 +271,19 @@ def test_the_table_shows_changes_attention_and_the_sum():
     alone = made(("model",))._repr_html_()
     assert "change" not in alone
     assert "-2.000" in alone
+
+
+def test_the_table_ends_with_what_the_model_said_and_what_the_parts_miss_of_it():
+    html = made()._repr_html_()
+    assert "rounding" not in html
+    off = dataclasses.replace(made(), logit_difference=torch.tensor([0.9, 4.375]))
+    html = off._repr_html_()
+    assert html.index("final bias") < html.index("rounding") < html.index("logit difference")
+    cells = [re.findall(r">([+-][0-9.]+)<", row) for row in re.split("<tr[^>]*>", html)[-2:]]
+    assert cells == [["+0.025", "+0.000", "-0.025"], ["+0.900", "+4.375", "+3.475"]]
+    model = tiny_models.build("gpt2", dtype=torch.bfloat16)
+    found = edit_circuit(model, PROMPT, *ANSWERS)
+    assert f">{float(found.logit_difference[0]):+.3f}</td>" in found._repr_html_().split("logit difference<")[1]
 
 
 def test_more_components_than_the_table_shows_are_summed(fact_model):

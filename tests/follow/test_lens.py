@@ -57,7 +57,7 @@ def test_each_state_is_read_as_the_model_ends(case):
                 log_probs = read_by_hand(model, case, cache[name][0, position])
                 read = found.log_prob[i, at, point].double()
                 torch.testing.assert_close(read, log_probs[firsts], atol=5 * tolerance(case), rtol=0)
-                ranks = [int((log_probs > log_probs[first]).sum()) for first in firsts]
+                ranks = [1 + int((log_probs > log_probs[first]).sum()) for first in firsts]
                 assert found.rank[i, at, point].tolist() == ranks
         # After the last layer it is what the model says.
         said = logits[where].double().log_softmax(-1)[:, firsts]
@@ -150,7 +150,7 @@ def made(log_prob) -> LogitLens:
         places=(LAST,),
         points=("embed", "0"),
         log_prob=values,
-        rank=torch.zeros_like(values).long(),
+        rank=torch.ones_like(values).long(),
     )
 
 
@@ -164,6 +164,18 @@ def test_pictures_show_the_odds_of_two_answers_and_their_change():
     assert "log p(&lt;/ of &lt;/script&gt;) − log p(Paris)" in html
     assert "<b>" not in html
     assert "</script>" not in html
+
+
+def test_of_one_answer_the_table_has_probabilities_as_the_embeddings_logarithm_would_fill_the_scale():
+    two = made([[[[-37.0, -2.0], [-2.0, -1.0]]], [[[-37.0, -2.0], [-0.5, -3.5]]]])
+    result = dataclasses.replace(
+        two, answers=("</script>",), answer_tokens=("</",), log_prob=two.log_prob[..., :1], rank=two.rank[..., :1]
+    )
+    html = result._repr_html_()
+    assert "Logit lens, p(&lt;/ of &lt;/script&gt;)" in html
+    assert 'title="before, 0: 0.1353"' in html
+    assert 'title="after, 0: 0.6065"' in html
+    assert "probability, read after each layer; colours from -0.607 (red) to 0.607 (blue)" in html
 
 
 def test_lines_are_one_for_each_answer_and_run():

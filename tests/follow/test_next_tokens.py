@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from followed import CASES, FEW, PROMPT, edit_of, ids_of, model_of, run_by_hand, tolerance
 from some_edits import same, weights
 
-from tl_edit import EditRequest, attach, next_tokens
+from tl_edit import EditRequest, attach, causal_trace, forward, logit_lens, next_tokens, show
 from tl_edit.follow import NextTokens
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -38,7 +39,7 @@ def test_log_probabilities_ranks_and_the_divergence_are_those_of_whole_passes(ca
         torch.testing.assert_close(found.log_prob[i].double(), own, **limit)
         for pos in range(len(ids) - 1):
             ranks = [int(v) for v in log_probs[pos].argsort(descending=True)]
-            assert found.rank[i, pos] == ranks.index(int(ids[pos + 1]))
+            assert found.rank[i, pos] == 1 + ranks.index(int(ids[pos + 1]))
             said = tuple(model.tokenizer.decode([v]) for v in ranks[:3])
             assert tuple(text.strip() for text in found.top_tokens[i][pos]) == tuple(text.strip() for text in said)
             torch.testing.assert_close(found.top_log_prob[i, pos].double(), log_probs[pos, ranks[:3]], **limit)
@@ -133,6 +134,49 @@ def test_more_than_the_vocabulary_is_all_of_it():
     assert next_tokens(model, PROMPT, "Rome", top_k=10**6).top_log_prob.shape[2] == model.cfg.d_vocab
 
 
+def test_positions_are_read_a_few_at_a_time(monkeypatch):
+    model = model_of(FEW[0])
+    edit, long = edit_of(model), " one" * 90
+    whole = next_tokens(model, long, ANSWER, edit=edit)
+    rows, log_probs = [], forward.log_probs
+
+    def counted(model, logits):
+        rows.append(len(logits))
+        return log_probs(model, logits)
+
+    monkeypatch.setattr(forward, "log_probs", counted)
+    monkeypatch.setattr(sys.modules["tl_edit.follow.next_tokens"], "AT_ONCE", 7)
+    parts = next_tokens(model, long, ANSWER, edit=edit)
+    assert max(rows) == 7 < len(parts.tokens)
+    for name in ("log_prob", "rank", "top_log_prob", "kl", "end_log_prob"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    assert parts.top_tokens == whole.top_tokens
+
+
+def test_of_many_likely_tokens_the_figure_shows_what_either_run_says_and_the_table_has_an_end():
+    pytest.importorskip("matplotlib")
+    model = model_of(FEW[0])
+    found = next_tokens(model, PROMPT, "Rome", edit=edit_of(model), top_k=100)
+    axis = found.plot()
+    axis.figure.savefig(io.BytesIO())
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(labels) == 24
+    note = f"({len(found.end_tokens) - 24:,} less likely ones are left out)"
+    assert note in axis.get_xlabel().replace("\n", " ")
+    assert "␣Rome" in labels
+    end = found.n_prompt - 1
+    for run in found.top_tokens:
+        assert {show.spaced(token) for token in run[end][:8]} <= set(labels)
+    # In the order of what is said after, as ever.
+    shown = axis.collections[-1].get_offsets()[:, 0].tolist()
+    assert shown == sorted(shown, reverse=True)
+    html = found._repr_html_()
+    assert "and 50 more" in html
+    assert html.count("<tr") == 1 + 50 + 1
+    assert "left out" not in next_tokens(model, PROMPT, "Rome").plot().get_xlabel()
+    assert "more" not in next_tokens(model, PROMPT, "Rome")._repr_html_()
+
+
 def test_hooks_of_an_edit_that_are_on_are_told_of():
     model = model_of(FEW[0])
     edit = edit_of(model)
@@ -154,7 +198,7 @@ def test_long_texts_are_shown_from_their_end():
         long,
         tokens=tuple(str(i) for i in range(201)),
         log_prob=torch.zeros(2, 200),
-        rank=torch.arange(200).expand(2, -1),
+        rank=torch.arange(1, 201).expand(2, -1),
         top_tokens=((("a",),) * 200,) * 2,
         top_log_prob=torch.zeros(2, 200, 1),
         kl=torch.zeros(200),
@@ -186,7 +230,7 @@ def made(tokens, top) -> NextTokens:
         answer=tokens[-1],
         n_prompt=2,
         log_prob=torch.tensor([[0.5, 0.25], [0.5, 0.75]]).log(),
-        rank=torch.tensor([[0, 1], [0, 0]]),
+        rank=torch.tensor([[1, 2], [1, 1]]),
         top_tokens=((top, top), (top, top)),
         top_log_prob=torch.tensor([[[0.5, 0.3], [0.5, 0.25]], [[0.5, 0.3], [0.75, 0.2]]]).log(),
         kl=torch.tensor([0.0, 0.3]),
@@ -223,6 +267,21 @@ def test_the_table_and_the_line_show_both_runs():
     assert ">Rome<" in html
     assert repr(result).endswith("says ' Rome' → ' Rome', p( Rome) 0.250 → 0.750)")
     assert math.isclose(float(result.answer_log_prob[1].exp()), 0.75, rel_tol=1e-6)
+
+
+def test_ranks_are_from_one_as_in_traces_and_from_zero_in_the_component_which_says_so(fact_model):
+    pytest.importorskip("pandas")
+    asked = "The Eiffel Tower is located in"
+    found = next_tokens(fact_model, asked, "Paris")
+    traced = causal_trace(fact_model, asked, "Eiffel Tower", answer="Paris", n_samples=1, layers=[0])
+    lens = logit_lens(fact_model, asked, ["Paris"])
+    assert int(found.rank[0, -1]) == int(lens.rank[0, 0, -1, 0]) == traced.rank == 1
+    assert list(found.to_dataframe()["rank"])[-1] == 1
+    assert int(lens.to_dataframe()["rank"].iloc[-1]) == 1
+    view = found.view()
+    assert view.parts[0].props["correctTokenRank"][-1] == 0
+    assert "counts ranks from 0" in view.note
+    assert "redder, the likelier" in view.note
 
 
 def test_the_change_of_each_token_stands_at_the_token():

@@ -10,6 +10,8 @@ import pytest
 import tiny_models
 import tiny_tokenizers
 import torch
+from interrupts import Interrupts
+from some_edits import make_edit
 
 import tl_edit.memit.algebra as algebra
 import tl_edit.memit.loop as loop
@@ -524,8 +526,6 @@ class TestBadInput:
 
 def test_an_interrupt_at_any_line_of_the_provisional_writes_leaves_the_weights():
     """Also one that comes while the weights are being put back."""
-    from test_edit import Interrupts, make_edit
-
     model, n, happened = tiny_models.build("gpt2"), 0, True
     before, deltas = weights(model), make_edit(model, layers=(0, 1)).deltas
     while happened:

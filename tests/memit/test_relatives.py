@@ -243,7 +243,7 @@ class TestBeforeTheSearch:
     def test_one_fact_written_in_two_ways(self, double):
         model, moments = double
         twice = [EditRequest("The {} is in", "Louvre", "Rome"), EditRequest("{} is in", "The Louvre", "London")]
-        with pytest.raises(ValueError, match=r"1 of 1 facts are asked for more than once: request 0 .* and request 1"):
+        with pytest.raises(ValueError, match=r"1 of 1 fact is asked for more than once: request 0 .* and request 1"):
             memit_edit(model, twice, moments, config=CONFIG, progress=False)
 
     def test_weights_that_are_not_finite(self):

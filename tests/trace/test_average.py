@@ -58,7 +58,7 @@ def test_unknown_facts_are_skipped_and_counted(fact_model, known):
     assert average.n_facts == 2
     assert average.skipped == (known[0].prompt,)
     assert "2 facts, 1 skipped as unknown" in repr(average)
-    with pytest.raises(ValueError, match=r"no traces \(1 facts skipped as unknown\)"):
+    with pytest.raises(ValueError, match=r"no traces \(1 fact skipped as unknown\)"):
         trace_facts(fact_model, [wrong], n_samples=1, progress=False)
 
 
@@ -208,6 +208,38 @@ def test_the_paired_effect_is_within_each_fact(fact_model, known):
     assert torch.allclose(average.paired_error[:, ROLES.index("last subject token")], error, atol=1e-9)
 
 
+def test_pictures_say_which_roles_rest_on_which_facts(fact_model, known):
+    pytest.importorskip("matplotlib")
+    facts = [known[0], ("Paris is located in", "Paris"), ("Paris is located in the", "Paris")]
+    found = trace_facts(fact_model, [(prompt, subject) for prompt, subject, *_ in facts], n_samples=1, progress=False)
+    middle, further = (ROLES.index(role) for role in ("middle subject tokens", "further tokens"))
+    assert found.n_facts_by_role[middle] == 1
+    assert found.n_facts_by_role[ROLES.index("last token")] == 3
+    several = f"middle subject tokens (n = {found.count[middle]} in 1 fact)"
+    assert found.count[middle] > 1
+    assert set(found.uneven()) == {"middle subject tokens", "further tokens"}
+    assert found.count[further] > found.n_facts_by_role[further] - 1
+    page = found._repr_html_()
+    assert "against the mean corrupted value of all 3 facts, as published" in page
+    assert "Middle subject tokens and further tokens do not stand once in each fact" in page
+    assert ".plot(paired=True)" in page
+    for form in ("lines", "heatmaps"):
+        axes = found.plot(form=form)
+        heading = axes[0].figure.get_suptitle().replace("\n", " ")
+        assert "not once in each fact, compare paired=True" in heading
+        drawn = [line.get_label() for line in axes[0].lines]
+        assert several in (drawn or [label.get_text() for label in axes[0].get_yticklabels()])
+        assert several in page
+    paired = found.plot(paired=True)[0].figure.get_suptitle().replace("\n", " ")
+    assert "effects within each fact" in paired
+    assert "compare" not in paired
+    # Where each role stands once in each fact there is nothing to say.
+    even = average_traces([causal_trace(fact_model, "Paris is located in", "Paris", n_samples=1)])
+    assert even.uneven() == []
+    assert "do not stand" not in even._repr_html_()
+    assert repr(even).startswith("AverageTrace(1 fact, ")
+
+
 def test_a_subject_at_the_end_has_nothing_after_it(fact_model):
     trace = causal_trace(fact_model, "People often talk about Paris", "Paris", n_samples=1)
     average = average_traces([trace])
@@ -236,6 +268,13 @@ def test_traces_with_other_settings_do_not_mix(fact_model, known):
         average_traces([one]).of("resid_post", "subject")
 
 
+def test_no_noise_is_told_of_once(fact_model, known):
+    with pytest.warns(UserWarning, match="nothing is corrupted") as told:
+        found = trace_facts(fact_model, known[:2], n_samples=1, layers=[0], noise=0.0, progress=False)
+    assert found.n_facts == 2
+    assert sum("nothing is corrupted" in str(each.message) for each in told) == 1
+
+
 def test_no_facts_are_refused(fact_model):
     with pytest.raises(ValueError, match=r"trace_facts: no facts; expected \(prompt, subject, answer\)"):
         trace_facts(fact_model, [], progress=False)
@@ -254,6 +293,7 @@ def test_pictures_and_frames(average):
     assert len(axes) == 3
     assert len({axis.get_ylim() for axis in axes}) == 1
     label = f"last subject token (n = {average.count[role]})"
+    assert label in page
     for k, axis in enumerate(axes):
         (line,) = [line for line in axis.lines if line.get_label() == label]
         assert list(line.get_ydata()) == average.indirect_effect[k, role].tolist()

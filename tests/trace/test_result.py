@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from same_trace import same_trace
 
-from tl_edit import CausalTrace, causal_trace, host, show, trace_difference
+from tl_edit import CausalTrace, Noise, causal_trace, host, show, trace_difference
 
 PROMPT, SUBJECT = "My friend saw the Space Needle in the city of", "Space Needle"
 
@@ -114,6 +114,35 @@ def test_tokens_are_literal(token):
 def test_next_to_nothing_is_not_shown_as_a_finding(trace, clean, corrupted, words):
     shown = dataclasses.replace(trace, clean=clean, corrupted=corrupted)._repr_html_()
     assert words in shown if words else "next to nothing" not in shown
+
+
+@pytest.mark.parametrize("measure", ["prob", "kl", "log_prob"])
+def test_without_noise_there_is_a_warning_and_the_pictures_are_blank(measure):
+    with pytest.warns(UserWarning, match=r"^causal_trace: the noise is .*, so nothing is corrupted"):
+        none = causal_trace(tiny_models.build("gpt2"), PROMPT, SUBJECT, n_samples=2, noise=0.0, measure=measure)
+    page = none._repr_html_()
+    assert "so there is nothing to bring back" in page
+    assert set(re.findall(r'title="[^"]*: (-?[0-9.]+)"', page)) == {"0.0000"}
+    assert {value for row in none.view_tokens().parts[0].props["activations"][0][1:-2] for (value,) in row} == {0.0}
+    pytest.importorskip("matplotlib")
+    axes = none.plot()
+    for axis in axes:
+        assert not axis.collections[0].get_array().any()
+        assert axis.collections[0].get_cmap().name == show.BOTH_WAYS
+    assert "nothing to bring back" in axes[0].figure.get_suptitle().replace("\n", " ")
+
+
+def test_noise_that_replaces_or_a_counterfactual_is_something(trace, recwarn):
+    model = tiny_models.build("gpt2")
+    causal_trace(model, PROMPT, SUBJECT, n_samples=1, layers=[0], noise=Noise.uniform(0.0, replace=True))
+    causal_trace(model, PROMPT, SUBJECT, layers=[0], noise=0.0, counterfactual=PROMPT.replace("city", "the"))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="nothing is corrupted"):
+        causal_trace(model, PROMPT, SUBJECT, n_samples=1, layers=[0], noise=Noise.uniform(0.0))
+    # And what is measured without a remark has none in its figure.
+    pytest.importorskip("matplotlib")
+    shown = dataclasses.replace(trace, clean=0.5, corrupted=0.1)
+    assert "bring back" not in shown.plot()[0].figure.get_suptitle()
 
 
 def test_large_heatmaps_are_capped_with_a_note():

@@ -3,7 +3,7 @@
 The JSON has ``model``, ``method``, ``settings``, ``n`` (requests), ``took`` (share of the requests whose new object is
 likelier than the true one, or the likeliest where no true one is known), ``before`` and ``after`` (``answers`` of a
 single request, ``token`` and ``probability``; ``metrics``), ``norms`` and ``ranks`` by layer, ``diagnostics``,
-``seconds`` and ``out``.
+``seconds``, ``out`` and ``html``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, cast
 from rich.table import Table
 from rich.text import Text
 
-from tl_edit import Edit, EditRecord, Evaluation, evaluate
+from tl_edit import Edit, EditRecord, Evaluation, evaluate, show
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import bundled_record, own_record
 from tl_edit.command.models import is_bundled
@@ -31,8 +31,9 @@ from tl_edit.command.report import (
     model_plain,
     plain_table,
 )
+from tl_edit.counted import counted
 from tl_edit.host import Model
-from tl_edit.story import as_object, top_answers, visible
+from tl_edit.story import as_object, save_before_and_after, top_answers
 from tl_edit.sweep.named import EDITORS, SINGLE, named_methods
 
 LEAST = 0.5
@@ -63,9 +64,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=path, metavar="FILE", help="keep the edit (Edit.load reads it, and evaluate --edit)"
     )
+    parser.add_argument("--html", type=path, metavar="FILE", help="also write what changes as a page, with pictures")
     options.describe(
         parser,
-        "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors",
+        "python -m tl_edit edit --subject 'Eiffel Tower' --target-new Rome --out rome.safetensors --html rome.html",
         "python -m tl_edit edit --records bundled --limit 3 --method memit",
         elsewhere="python -m tl_edit edit --model gpt2-xl --no-prepend-bos --subject 'The Space Needle' --relation "
         "'{} is in the city of' --target-new Rome --texts wiki.txt --moments moments",
@@ -111,6 +113,8 @@ def run(given: argparse.Namespace) -> Report:
     after = _Said.of(model, records, given.prepend_bos, edit)
     if given.out is not None:
         edit.save(given.out)
+    if given.html is not None:
+        save_before_and_after(given.html, model, edit, before.found, after.found)
     took = _took(after.found)
     plain = {
         "model": model_plain(model, edit.provenance.prepend_bos),
@@ -125,10 +129,11 @@ def run(given: argparse.Namespace) -> Report:
         "diagnostics": dict(edit.diagnostics),
         "seconds": seconds,
         "out": given.out,
+        "html": given.html,
     }
     metrics = {"before": before.found.metrics(), "after": after.found.metrics()}
     shown = [
-        Text(str(records[0].request) if len(records) == 1 else f"{len(records)} edits", style="bold"),
+        Text(str(records[0].request) if len(records) == 1 else counted(len(records), "edit"), style="bold"),
         Text(inputs.named_model(model) + "\n", style="dim"),
         *([_answers(before, after), Text("")] if before.answers else []),
         methods_table(metrics),
@@ -136,6 +141,7 @@ def run(given: argparse.Namespace) -> Report:
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
+        *([Text(f"\nAs a page: {given.html}")] if given.html is not None else []),
         *([Text(f"\n{_not_taken(took, len(records))}", style="bold red")] if took < LEAST else []),
     ]
     return Report(plain=plain, shown=shown, code=0 if took >= LEAST else 1)
@@ -221,14 +227,16 @@ def _answers(before: _Said, after: _Said) -> Table:
     """The likeliest answers, side by side."""
     table = plain_table("said before", "", "says now", "")
     for (old, p_old), (new, p_new) in zip(before.answers, after.answers, strict=True):
-        table.add_row(Text(visible(old)), f"{p_old:.3f}", Text(visible(new)), f"{p_new:.3f}")
+        shown = [Text(show.visible(token).strip()) for token in (old, new)]
+        table.add_row(shown[0], f"{p_old:.3f}", shown[1], f"{p_new:.3f}")
     return table
 
 
 def _numbers(edit: Edit, seconds: float) -> Table:
     """The edit's diagnostics that are single numbers, or numbers by layer or request."""
     table = plain_table("edit", "")
-    table.add_row("change", f"{edit.method}, layers {', '.join(map(str, edit.deltas))}; {seconds:.1f} s")
+    layers = ", ".join(map(str, edit.deltas))
+    table.add_row("change", f"{edit.method}, layer{'s' * (len(edit.deltas) > 1)} {layers}; {seconds:.1f} s")
     table.add_row("norm by layer", _several(list(edit.norms.values())))
     for name, value in edit.diagnostics.items():
         if isinstance(value, bool) or name == "losses":

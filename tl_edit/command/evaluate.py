@@ -12,8 +12,9 @@ from rich.text import Text
 from tl_edit import Edit
 from tl_edit import evaluate as evaluate_records
 from tl_edit.command import inputs, options
-from tl_edit.command.parsing import counted, path
+from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, metrics_plain, metrics_table, model_plain
+from tl_edit.counted import counted
 
 
 def add(commands: Any) -> None:

@@ -98,11 +98,6 @@ def given(options: argparse.Namespace, option: str) -> Any:
     return getattr(options, option.strip("-").replace("-", "_"), None)
 
 
-def counted(n: int, noun: str) -> str:
-    """``1 record``, ``2 records``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def either(words: Sequence[str]) -> str:
     """``a, b or c``."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

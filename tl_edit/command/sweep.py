@@ -16,7 +16,7 @@ from rich.text import Text
 from tl_edit import Comparison, Sweep
 from tl_edit import sweep as sweep_records
 from tl_edit.command import inputs, options
-from tl_edit.command.parsing import Several, counted, names, path
+from tl_edit.command.parsing import Several, names, path
 from tl_edit.command.report import (
     ERRORS,
     HALF_WIDTHS,
@@ -28,6 +28,7 @@ from tl_edit.command.report import (
     model_plain,
     plain_table,
 )
+from tl_edit.counted import counted
 from tl_edit.evaluate import PairedTest
 from tl_edit.sweep.named import NAMES, NamedMethods, check_names, named_methods
 

@@ -12,6 +12,7 @@ from tl_edit.command.bundled import DEFAULT_SUBJECT, bundled_record, own_record,
 from tl_edit.command.checks import check
 from tl_edit.command.models import is_bundled, load_model
 from tl_edit.command.parsing import CODES, Parser, folder_or_file, path
+from tl_edit.counted import counted
 from tl_edit.factworld import RELATIONS, fact_texts, facts
 from tl_edit.story import Story, save_story
 
@@ -101,7 +102,7 @@ def _list_facts(console: Console, options: argparse.Namespace) -> None:
         prompt = fact.trained_templates[0].format(fact.subject)
         table.add_row(fact.subject, RELATIONS[fact.relation].name, fact.object, Text(prompt))
     console.print(table)
-    console.print(f"{len(chosen)} facts")
+    console.print(counted(len(chosen), "fact"))
 
 
 def _texts(options: argparse.Namespace) -> Sequence[str]:

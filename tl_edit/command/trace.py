@@ -2,11 +2,11 @@
 
 The JSON of one fact has ``model``, ``seed``, ``samples`` (noise draws), ``noise`` (in standard deviations of the
 embeddings), ``prompt``, ``subject``, ``answer``, ``clean``, ``corrupted``, ``total_effect``,
-``layers``, ``window``, ``engine``, ``out``, and ``effects``: by kind, ``at_subject_last`` (indirect effect by layer),
-``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities and
-effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
+``layers``, ``window``, ``engine``, ``out``, ``html``, and ``effects``: by kind, ``at_subject_last`` (indirect effect by
+layer), ``peak_at_subject_last`` (``effect``, ``layer``) and ``peak`` (also ``position`` and ``token``). Probabilities
+and effects are from 0 to 1, on the screen too. That of many has ``model``, ``seed``, ``samples``, ``noise``,
 ``facts``, ``n_facts``, ``skipped``, ``clean``, ``corrupted``, ``total_effect``, ``total_effect_error``,
-``layers``, ``window``, ``count`` (observations by role), and ``effects``: by kind and role, ``effect`` and
+``layers``, ``window``, ``count`` (observations by role), ``html``, and ``effects``: by kind and role, ``effect`` and
 ``standard_error`` (of the effect within facts) by layer.
 """
 
@@ -16,13 +16,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from tl_edit import AverageTrace, CausalTrace, causal_trace, trace_facts
+from tl_edit import AverageTrace, CausalTrace, causal_trace, save_html, trace_facts
 from tl_edit.command import inputs, options
 from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
 from tl_edit.command.parsing import path
 from tl_edit.command.report import Report, decimals, model_plain, plain_table
+from tl_edit.counted import counted
 from tl_edit.factworld import facts
+from tl_edit.story.page import BY_LAYER, RESTORING
 from tl_edit.trace import ROLES
 from tl_edit.trace.result import KIND_NAMES
 
@@ -55,10 +57,14 @@ def add(commands: Any) -> None:
         "--noise", type=float, default=3.0, metavar="X", help="in standard deviations of the embeddings (default: 3)"
     )
     how.add_argument("--window", type=int, metavar="N", help="layers restored together (default: a fifth of them)")
+    parser.add_argument(
+        "--html", type=path, metavar="FILE", help="also write the map, of one fact or on average, as a page"
+    )
     options.describe(
         parser,
         "python -m tl_edit trace --subject 'Eiffel Tower'",
-        "python -m tl_edit trace --prompt 'The Louvre is located in' --subject Louvre --out louvre.safetensors",
+        "python -m tl_edit trace --prompt 'The Louvre is located in' --subject Louvre --out louvre.safetensors "
+        "--html louvre.html",
         "python -m tl_edit trace --facts bundled --limit 2 --samples 3 --json",
         elsewhere="python -m tl_edit trace --model gpt2-xl --facts known_1000 --limit 100 --no-prepend-bos "
         "--folder traces",
@@ -124,12 +130,16 @@ def _one(given: argparse.Namespace) -> Report:
     )
     if given.out is not None:
         trace.save(given.out)
+    if given.html is not None:
+        title = f"{trace.prompt} → {trace.answer.strip()}"
+        save_html(given.html, RESTORING, trace, BY_LAYER, trace.view_tokens(), title=title)
     plain = {
         "model": model_plain(model, trace.provenance.prepend_bos),
         **_how(given),
         **{name: getattr(trace, name) for name in ("prompt", "subject", "answer", "clean", "corrupted")},
         **{name: getattr(trace, name) for name in ("total_effect", "layers", "window", "engine")},
         "out": given.out,
+        "html": given.html,
         "effects": {kind: _effects(trace, kind) for kind in trace.kinds},
     }
     last = trace.str_tokens[trace.subject_last]
@@ -147,8 +157,14 @@ def _one(given: argparse.Namespace) -> Report:
         Text(f"\nIndirect effect at the subject's last token, {last!r} (MLP and attention: window {trace.window}):"),
         table,
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
+        *_page(given),
     ]
     return Report(plain=plain, shown=shown)
+
+
+def _page(given: argparse.Namespace) -> list[Text]:
+    """Where it is."""
+    return [] if given.html is None else [Text(f"\nAs a page: {given.html}")]
 
 
 def _how(given: argparse.Namespace) -> dict[str, object]:
@@ -199,12 +215,15 @@ def _many(given: argparse.Namespace) -> Report:
         folder=given.folder,
         progress=inputs.progress_of(given),
     )
+    if given.html is not None:
+        save_html(given.html, RESTORING, average, title=f"Causal traces of {counted(average.n_facts, 'fact')}")
     plain = {
         "model": model_plain(model, inputs.bos_of(given, model)),
         **_how(given),
         "facts": given.facts,
         **{name: getattr(average, name) for name in ("n_facts", "skipped", "clean", "corrupted")},
         **{name: getattr(average, name) for name in ("total_effect", "total_effect_error", "layers", "window")},
+        "html": given.html,
         "count": dict(zip(ROLES, average.count, strict=True)),
         "effects": {
             kind: {
@@ -220,6 +239,7 @@ def _many(given: argparse.Namespace) -> Report:
         roles_table(average),
         Text(f"\nIndirect effect at the {LAST}, with 95 % intervals over facts:"),
         _by_layer(average),
+        *_page(given),
     ]
     return Report(plain=plain, shown=shown)
 

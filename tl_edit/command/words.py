@@ -34,6 +34,7 @@ SAID: tuple[tuple[str, str], ...] = (
     (r"\bfolder=", "--folder"),
     (r"\bsnippets=", "--snippets"),
     (r"\bmax_tokens\b", "--max-tokens"),
+    (r", compute the edit on this one, or pass [^;]*allow_mismatch=True[^;]* if this is meant", ", or compute it here"),
     (r"(rename them|rename or leave out) with columns=\{.*", "rename them in the file, or leave them out there."),
 )
 """Patterns in the library's messages, where they would mislead, and what stands for them on a command line."""

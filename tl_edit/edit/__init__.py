@@ -2,15 +2,17 @@
 
 from tl_edit.edit.base import Base
 from tl_edit.edit.collateral import Collateral
-from tl_edit.edit.edit import Edit, applied_edits, edits_on, undo_edits
+from tl_edit.edit.edit import AS_HOOKS, Edit, added_again, applied_edits, edits_on, undo_edits
 from tl_edit.edit.ledger import check_untouched, forget_edits
 from tl_edit.edit.low_rank import LowRank, plus
 
 __all__ = [
+    "AS_HOOKS",
     "Base",
     "Collateral",
     "Edit",
     "LowRank",
+    "added_again",
     "applied_edits",
     "check_untouched",
     "edits_on",

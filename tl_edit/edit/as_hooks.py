@@ -2,8 +2,8 @@
 
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tl_edit import host
 from tl_edit.attach import functions_on
-from tl_edit.edit.low_rank import LowRank
+from tl_edit.edit.low_rank import Change, LowRank
 from tl_edit.forward import at_least_float32
 from tl_edit.hooks import Positions, inside
 from tl_edit.host import Model, NamedHook, ValueSite
@@ -26,18 +26,43 @@ _DIVISOR = "tl_edit_divisor"
 
 
 def named_hooks(
-    deltas: Mapping[int, LowRank], sites: Mapping[int, ValueSite], *, scale: float, positions: Where, rows: Rows
+    deltas: Mapping[int, LowRank],
+    sites: Mapping[int, ValueSite],
+    *,
+    scale: float,
+    positions: Where,
+    rows: Rows,
+    change: Change | None = None,
 ) -> list[NamedHook]:
     """The hooks of all layers; see `Edit.hooks`."""
     gate = None if positions is None and rows is None else _Gate(positions, rows)
     return [
-        hook for layer, delta in deltas.items() for hook in _OneLayer(layer, delta * scale, sites[layer], gate).named
+        hook
+        for layer, delta in deltas.items()
+        for hook in _OneLayer(layer, delta * scale, sites[layer], gate, _Source(change, scale)).named
     ]
+
+
+def scales_of(change: Change, hooks: Sequence[NamedHook]) -> list[float]:
+    """The scales of those hooks that are of this edit, or a copy of it."""
+    sources = [cast(_OneLayer, cast(Any, function).__self__).source for _, function in hooks if _is_ours(function)]
+    return [source.scale for source in sources if source.change == change]
 
 
 def is_hooked(model: Model) -> bool:
     """Whether hooks of an edit are on the model."""
-    return any(isinstance(getattr(function, "__self__", None), _OneLayer) for function in functions_on(model))
+    return any(map(_is_ours, functions_on(model)))
+
+
+def _is_ours(function: object) -> bool:
+    return isinstance(getattr(function, "__self__", None), _OneLayer)
+
+
+class _Source(NamedTuple):
+    """Whose hooks they are."""
+
+    change: Change | None
+    scale: float
 
 
 class _Gate:
@@ -117,8 +142,8 @@ def _indices(given: Any, size: int, name: str, axis: str) -> list[int]:
 class _OneLayer:
     """The hooks of one layer, and what one of them keeps for the next within a pass."""
 
-    def __init__(self, layer: int, delta: LowRank, site: ValueSite, gate: _Gate | None) -> None:
-        self.layer, self.delta, self.site, self.gate = layer, delta, site, gate
+    def __init__(self, layer: int, delta: LowRank, site: ValueSite, gate: _Gate | None, source: _Source) -> None:
+        self.layer, self.delta, self.site, self.gate, self.source = layer, delta, site, gate, source
         self.kept: dict[str, Any] = {}
         self.factors: dict[tuple[torch.device, torch.dtype], LowRank] = {}
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.edit.low_rank import LowRank
 from tl_edit.host import Model, NamedHook
 from tl_edit.request import EditRequest, as_requests
@@ -137,10 +138,10 @@ class Collateral:
 
     def __repr__(self) -> str:
         most = self.top(1)[0]
-        what = "subjects" if self.of_subjects else "tokens"
+        what = "subject" if self.of_subjects else "token"
         return (
-            f"Collateral({self.edit}: {len(self.str_tokens)} {what}, shift mean {float(self.total.mean()):.3g}, most "
-            f"{most.shift:.3g} at {most.token!r} of {_short(most.text)!r})"
+            f"Collateral({self.edit}: {counted(len(self.str_tokens), what)}, shift mean "
+            f"{float(self.total.mean()):.3g}, most {most.shift:.3g} at {most.token!r} of {_short(most.text)!r})"
         )
 
     def _repr_html_(self) -> str:

@@ -14,17 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-
 from tl_edit import host, tokens
-from tl_edit.edit.as_hooks import Rows, Where, named_hooks
+from tl_edit.edit.as_hooks import Rows, Where, named_hooks, scales_of
 from tl_edit.edit.base import Base
 from tl_edit.edit.collateral import Collateral, collateral
 from tl_edit.edit.ledger import Settled, ledger_of
-from tl_edit.edit.low_rank import Change, LowRank, as_scale
+from tl_edit.edit.low_rank import Change, LowRank, as_deltas, as_scale
 from tl_edit.edit.value import EditValue
 from tl_edit.host import Model, NamedHook
 from tl_edit.request import EditRequest, as_requests
+
+ALLOWED = "pass allow_mismatch=True"
+AS_HOOKS = "pass hooks=edit.hooks(model, allow_mismatch=True) in its place"
+"""What to do if other weights are meant, where an operation has this argument, and where it takes hooks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -70,7 +72,7 @@ class Edit(EditValue):
         """
         operation = f"making an edit ({method})"
         host.interface(model)
-        change = Change(method=method, deltas=_as_deltas(deltas, operation))
+        change = Change(method=method, deltas=as_deltas(deltas, operation))
         _check_shapes(model, change, operation, host.model_name(model))
         bos = tokens.resolve_bos(model, prepend_bos) if model.tokenizer is not None else bool(prepend_bos)
         return cls(
@@ -104,10 +106,7 @@ class Edit(EditValue):
         """
         operation = "applying an edit"
         _check_flag(allow_mismatch, operation)
-        ledger = ledger_of(model)
-        _check_shapes(model, self, operation, self.provenance.model_name)
-        now = ledger.settle(model)
-        now.check_untouched(tuple(self.deltas), operation)
+        now = self._settled(model, operation)
         if self in now.changes:
             raise ValueError(
                 f"applying {self!r}: it is applied to this model already; expected each edit once; undo it first, "
@@ -115,7 +114,7 @@ class Edit(EditValue):
             )
         if not allow_mismatch:
             self._check_base(model, now, operation)
-        ledger.append(model, now, self)
+        ledger_of(model).append(model, now, self)
         return self
 
     def undo(self, model: Model) -> "Edit":
@@ -182,7 +181,50 @@ class Edit(EditValue):
         """As last written, without a look at the weights."""
         return self in ledger_of(model).changes
 
-    def _check_base(self, model: Model, now: Settled, operation: str) -> None:
+    def check_fits(
+        self,
+        model: Model,
+        operation: str,
+        *,
+        hooks: Sequence[NamedHook] = (),
+        allow_mismatch: bool = False,
+        otherwise: str = ALLOWED,
+    ) -> bool:
+        """Refuse a model that the edit does not fit, as `apply` does, for an operation that is given both.
+
+        Args:
+            model: The model.
+            operation: What the user called, for errors.
+            hooks: What the operation switches on beside the edit.
+            allow_mismatch: As for `apply`.
+            otherwise: What to do there if other weights are meant, for errors.
+
+        Returns:
+            Whether it is applied already.
+
+        Raises:
+            ValueError: If it does not fit, the weights of its layers were changed from outside, or its own hooks are
+                among the others.
+        """
+        _check_flag(allow_mismatch, operation)
+        now = self._settled(model, operation)
+        if not allow_mismatch and self not in now.changes:
+            self._check_base(model, now, operation, otherwise)
+        if scales_of(self, hooks):
+            raise ValueError(
+                f"{operation}: hooks has those of {self!r}, which is given as edit, too, and would be added twice; "
+                "expected it once; leave one of them out, or, for twice the change, pass edit=edit * 2."
+            )
+        return self in now.changes
+
+    def _settled(self, model: Model, operation: str) -> Settled:
+        """What is on a model that has the edit's layers, which nobody changed from outside."""
+        _check_shapes(model, self, operation, self.provenance.model_name)
+        now = ledger_of(model).settle(model)
+        now.check_untouched(tuple(self.deltas), operation)
+        return now
+
+    def _check_base(self, model: Model, now: Settled, operation: str, otherwise: str = ALLOWED) -> None:
         """Refuse a model with other weights than the edit was computed on.
 
         Raises:
@@ -194,7 +236,7 @@ class Edit(EditValue):
         if difference is not None:
             raise ValueError(
                 f"{operation}: {self!r} was computed {difference}; expected the weights it was computed on; load the "
-                "model as it was then, compute the edit on this one, or pass allow_mismatch=True if this is meant."
+                f"model as it was then, compute the edit on this one, or {otherwise} if this is meant."
             )
 
     # --- as hooks ----------------------------------------------------------------------------------
@@ -255,7 +297,7 @@ class Edit(EditValue):
                 f"{operation}: {self!r} does not know the model that it was computed on; expected one, as its hook "
                 "points depend on it; write edit.hooks(model)."
             )
-        return named_hooks(self.deltas, sites, scale=number, positions=positions, rows=rows)
+        return named_hooks(self.deltas, sites, scale=number, positions=positions, rows=rows, change=self)
 
     def collateral(
         self,
@@ -289,41 +331,11 @@ class Edit(EditValue):
             ValueError: For nothing to look at, texts and requests mixed, active dropout, a model that does not fit.
         """
         operation = "Edit.collateral"
-        _check_flag(allow_mismatch, operation)
         host.check_ready(model, operation)
-        _check_shapes(model, self, operation, self.provenance.model_name)
+        applied = self.check_fits(model, operation, allow_mismatch=allow_mismatch)
         bos = tokens.resolve_bos(model, self.provenance.prepend_bos if prepend_bos is None else prepend_bos)
-        hooks: list[NamedHook] = []
-        now = ledger_of(model).settle(model)
-        now.check_untouched(tuple(self.deltas), operation)
-        if self not in now.changes:
-            hooks = self.hooks(model, allow_mismatch=allow_mismatch)
+        hooks = [] if applied else self.hooks(model, allow_mismatch=True)
         return collateral(model, repr(self), self.deltas, what, hooks, prepend_bos=bos, batch_size=batch_size)
-
-
-def _as_deltas(deltas: object, operation: str) -> dict[int, LowRank]:
-    """Changes by layer, on the CPU in float64."""
-    example = "pass e.g. {5: LowRank(left, right)}, or {5: rome_update(...)}"
-    if not isinstance(deltas, Mapping):
-        raise ValueError(
-            f"{operation}: deltas is of type {type(deltas).__name__}; expected changes of W_out by layer; {example}."
-        )
-    ready: dict[Any, LowRank] = {}
-    for layer, delta in cast(Mapping[object, object], deltas).items():
-        if not isinstance(delta, LowRank):
-            raise ValueError(
-                f"{operation}: the change of layer {layer} is of type {type(delta).__name__}; expected LowRank; "
-                f"{example}."
-            )
-        for factor in (delta.left, delta.right):
-            if not isinstance(cast(object, factor), torch.Tensor) or not factor.is_floating_point():
-                raise ValueError(
-                    f"{operation}: a factor of layer {layer} is {reprlib.repr(factor)}; expected a floating point "
-                    "tensor; convert it, e.g. torch.as_tensor(...).double()."
-                )
-        # Copies: what the caller does with his tensors must not reach an edit that may be applied.
-        ready[layer] = LowRank(*(f.detach().to("cpu", torch.float64, copy=True) for f in (delta.left, delta.right)))
-    return ready
 
 
 def _check_flag(allow_mismatch: object, operation: str) -> None:
@@ -343,7 +355,7 @@ def _check_shapes(model: Model, change: Change, operation: str, made_on: str) ->
         if delta.shape != tuple(weight.shape):
             raise ValueError(
                 f"{operation}: its change of layer {layer} is {delta.shape[0]} x {delta.shape[1]}; W_out of "
-                f"{host.model_name(model)} is {weight.shape[0]} x {weight.shape[1]}; apply it to a model like the "
+                f"{host.model_name(model)} is {weight.shape[0]} x {weight.shape[1]}; use it on a model like the "
                 f"one it was computed on ({made_on})."
             )
 
@@ -358,6 +370,12 @@ def applied_edits(model: Model) -> list[Edit]:
         ValueError: If the weights of an edited layer were changed from outside to something else.
     """
     return edits_on(model, "listing the applied edits")
+
+
+def added_again(model: Model, hooks: Sequence[NamedHook]) -> Edit | None:
+    """An applied edit that some hooks add once more; None where there is none."""
+    applied = cast(list[Edit], ledger_of(model).settle(model).changes)
+    return next((edit for edit in applied if any(scale > 0 for scale in scales_of(edit, hooks))), None)
 
 
 def undo_edits(model: Model) -> list[Edit]:

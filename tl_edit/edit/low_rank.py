@@ -1,11 +1,12 @@
 """Changes of ``W_out`` as factors: what they are worth as matrices, without making the matrices."""
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -133,6 +134,35 @@ class Change:
         for layer, delta in self.deltas.items():
             parts += [f"{layer}", delta.left, delta.right]
         return digest(parts, size=8)
+
+
+def as_deltas(deltas: object, operation: str) -> dict[int, LowRank]:
+    """Changes by layer, on the CPU in float64.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    example = "pass e.g. {5: LowRank(left, right)}, or {5: rome_update(...)}"
+    if not isinstance(deltas, Mapping):
+        raise ValueError(
+            f"{operation}: deltas is of type {type(deltas).__name__}; expected changes of W_out by layer; {example}."
+        )
+    ready: dict[Any, LowRank] = {}
+    for layer, delta in cast(Mapping[object, object], deltas).items():
+        if not isinstance(delta, LowRank):
+            raise ValueError(
+                f"{operation}: the change of layer {layer} is of type {type(delta).__name__}; expected LowRank; "
+                f"{example}."
+            )
+        for factor in (delta.left, delta.right):
+            if not isinstance(cast(object, factor), Tensor) or not factor.is_floating_point():
+                raise ValueError(
+                    f"{operation}: a factor of layer {layer} is {reprlib.repr(factor)}; expected a floating point "
+                    "tensor; convert it, e.g. torch.as_tensor(...).double()."
+                )
+        # Copies: what the caller does with his tensors must not reach an edit that may be applied.
+        ready[layer] = LowRank(*(f.detach().to("cpu", torch.float64, copy=True) for f in (delta.left, delta.right)))
+    return ready
 
 
 def as_scale(scale: object, operation: str) -> float:

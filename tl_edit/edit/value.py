@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from tl_edit import show
+from tl_edit.counted import counted
 from tl_edit.edit import file
 from tl_edit.edit.base import Base
 from tl_edit.edit.low_rank import Change, LowRank, as_scale
@@ -15,6 +16,26 @@ from tl_edit.host import Provenance
 from tl_edit.request import EditRequest
 
 E = TypeVar("E", bound="EditValue")
+
+MEANINGS = {
+    "norm": "Frobenius norm of the change",
+    "rank": "number of the change's factors",
+    "target_prob": "probability of the new object at the end of the search, mean over tokens and prefixes",
+    "delta_ratio": "how far the search moved the value, over the length that it had",
+    "divisor": "product of the key and its direction, by which the update is divided: near 0 it explodes",
+    "divisor_ratio": "the divisor over that with one key throughout: 1 is sound, far below 1 may ruin the model",
+    "key_cosine": "cosine between the bare prompt's key and the mean key behind prefixes",
+    "disturbance": "how far typical values move, over the length of the edited ones: near 1 may ruin the model",
+    "relative_norm": "norm of the change over that of W_out",
+    "residual": "mean distance to the values that were sought, before this layer's change",
+    "relative_residual": "this distance over the values' length",
+    "key_rarity": "1 for typical keys; the rarer they are, the more the edit moves",
+    "weight": "of the second moment against the requests: the larger, the less is written",
+    "damping": "what is added to the requests' equations: the larger, the less is written",
+    "null_dimensions": "dimensions of keys in which the edit may write",
+    "null_share": "share of the requests' keys in these dimensions: near 0 little can be written",
+}
+"""What stands beside the numbers of an edit's table."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -194,13 +215,13 @@ class EditValue(Change):
         )
 
     def __repr__(self) -> str:
-        facts = str(self.requests[0]) if len(self.requests) == 1 else f"{len(self.requests)} facts"
+        facts = str(self.requests[0]) if len(self.requests) == 1 else counted(len(self.requests), "fact")
         layers = list(self.deltas)
         where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers}"
         return f"Edit({self.method}, {where}: {facts})"
 
     def _repr_html_(self) -> str:
-        """A small table: what was asked, where it is written, and how it went."""
+        """A small table: what was asked, where it is written, how it went, and what the numbers mean."""
         rows = [("method", self.method), ("layers", ", ".join(map(str, self.deltas)))]
         rows += [("fact", str(request)) for request in self.requests[:5]]
         if len(self.requests) > 5:
@@ -209,7 +230,7 @@ class EditValue(Change):
         rows += [(name, text) for name, value in self.diagnostics.items() if (text := _shown(value))]
         rows += [("second moment", text) for text in dict.fromkeys(self.statistics.values())]
         rows.append(("model", f"{self.provenance.model_name} ({self.provenance.dtype})"))
-        return show.table(rows)
+        return show.table([(name, value, MEANINGS.get(name, "")) for name, value in rows])
 
 
 def _shown(value: object) -> str:

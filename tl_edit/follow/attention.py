@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import forward, host, show, stream
+from tl_edit.counted import counted
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
@@ -63,6 +64,9 @@ class AttentionChange(Followed):
             ValueError: For the model alone.
         """
         return self.difference(self.patterns, "AttentionChange.change")
+
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return (self.patterns,)
 
     def strongest(self, k: int = MAX_ROWS) -> tuple[HeadChange, ...]:
         """The heads whose attention changes most, each at the place where it does, strongest first.
@@ -130,11 +134,16 @@ class AttentionChange(Followed):
         Raises:
             ImportError: If pandas is not installed.
         """
-        places = range(len(self.tokens))
-        axes = {"layer": self.layers, "head": self.heads, "dest": places, "src": places}
-        values = dict(zip(self.runs, self.patterns, strict=True))
+        n = len(self.tokens)
+        # The pairs are chosen before there are rows: all of a long prompt are too many.
+        dest, src = torch.tril_indices(n, n)
+        axes = {"layer": self.layers, "head": self.heads, "pair": range(len(dest))}
+        values = {run: each[..., dest, src] for run, each in zip(self.runs, self.patterns, strict=True)}
         frame = show.frame("AttentionChange.to_dataframe", axes, values)
-        return frame[frame["src"] <= frame["dest"]].reset_index(drop=True)
+        pair = frame.pop("pair").to_numpy()
+        frame.insert(2, "dest", dest.numpy()[pair])
+        frame.insert(3, "src", src.numpy()[pair])
+        return frame
 
     def plot(self, ax: Any = None) -> Any:
         """Heatmap, layer by head: the largest change of attention, wherever it is.
@@ -164,11 +173,11 @@ class AttentionChange(Followed):
         return self.patterns[0] * mask
 
     def __repr__(self) -> str:
-        heads = f"{len(self.layers)} layers of {len(self.heads)} heads"
-        if not self.compares:
-            return f"AttentionChange({self.asked}: {heads})"
+        heads = f"{counted(len(self.layers), 'layer')} of {counted(len(self.heads), 'head')}"
+        if not self.compares or self.unchanged:
+            return self.line(heads)
         top = self.strongest(1)[0]
-        return f"AttentionChange({self.asked}: {heads}, most {top.change:+.3f} in {top.name} {self._where(top)})"
+        return self.line(f"{heads}, most {_signed(top.change)} in {top.name} {self._where(top)}")
 
     def _where(self, at: HeadChange) -> str:
         return f"{show.spaced(self.tokens[at.dest])} ← {show.spaced(self.tokens[at.src])}"
@@ -176,13 +185,15 @@ class AttentionChange(Followed):
     def _repr_html_(self) -> str:
         if not self.compares:
             return show.heatmaps_html(
-                [self._elsewhere().flatten(2).amax(dim=2)],
+                [self._elsewhere().flatten(2).amax(dim=2).flip(0)],
                 titles=["layer by head"],
-                rows=[f"layer {layer}" for layer in self.layers],
+                # The first one at the bottom, as in the figure.
+                rows=[f"layer {layer}" for layer in reversed(self.layers)],
                 columns=list(map(str, self.heads)),
                 heading=self.heading("Largest attention to an earlier token, the first aside"),
                 unit="attention",
             )
+        listed = () if self.unchanged else self.strongest()
         rows = [
             (
                 at.name,
@@ -190,12 +201,19 @@ class AttentionChange(Followed):
                 f"{at.dest} ← {at.src}",
                 f"{at.before:.3f}",
                 f"{at.after:.3f}",
-                f"{at.change:+.3f}",
+                _signed(at.change),
             )
-            for at in self.strongest()
+            for at in listed
         ]
+        if not rows:
+            return show.table([], heading=self.heading("Heads whose attention changes"))
         columns = ("layer.head", "dest ← src", "positions", "before", "after", "change")
         return show.table(rows, columns=columns, heading=self.heading("Heads whose attention changes most, and where"))
+
+
+def _signed(change: float) -> str:
+    """With three digits that tell something."""
+    return f"{change:+.3f}" if abs(change) >= 0.0005 or change == 0 else f"{change:+.1e}"
 
 
 def attention_change(
@@ -204,8 +222,8 @@ def attention_change(
     *,
     edit: Edit | None = None,
     hooks: Sequence[NamedHook] = (),
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
+    heads: int | Sequence[int] | None = None,
     prepend_bos: bool | None = None,
 ) -> AttentionChange:
     """Attention patterns of a prompt, without and with an edit.
@@ -215,8 +233,8 @@ def attention_change(
         prompt: A string.
         edit: What is switched on for the second run, and off again; None for the model alone.
         hooks: Hooks of your own for the second run, as (name, function) pairs.
-        layers: Whose patterns to keep; None for all.
-        heads: Which heads of these layers to keep; None for all.
+        layers: Whose patterns to keep, one or several; None for all.
+        heads: Which heads of these layers to keep, one or several; None for all.
         prepend_bos: Whether the prompt begins with a BOS; None for what the edit was computed with, and without an edit
             for the model's own default.
 
@@ -258,13 +276,13 @@ def _into(place: Float[Tensor, "head dest src"], heads: Sequence[int]) -> Callab
 
 
 def _chosen(what: str, given: object, n: int) -> tuple[int, ...]:
-    """Numbers from 0 to ``n - 1``, ascending, each once."""
+    """Numbers from 0 to ``n - 1``, ascending, each once; of one number, or a sequence, or None for all."""
     if given is None:
         return tuple(range(n))
-    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence | range) else [given]
-    if not listed or any(type(i) is not int or not 0 <= i < n for i in listed) or not isinstance(given, Sequence):
+    listed = list(cast(Sequence[object], given)) if isinstance(given, Sequence) else [given]
+    if not listed or any(type(i) is not int or not 0 <= i < n for i in listed):
         raise ValueError(
-            f"{OPERATION}: {what} is {given!r}; expected some of the numbers 0 to {n - 1}; pass e.g. {what}=[0], or "
-            "leave it out for all."
+            f"{OPERATION}: {what} is {given!r}; expected one or some of the numbers 0 to {n - 1}; pass e.g. {what}=0, "
+            f"{what}=[0, 1], or leave it out for all."
         )
     return tuple(sorted(set(cast(list[int], listed))))

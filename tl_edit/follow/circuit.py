@@ -57,7 +57,7 @@ class EditCircuit(Followed):
     bias: Float[Tensor, " run"]
     """Of the final norm and the unembedding."""
     logit_difference: Float[Tensor, " run"]
-    """What the model said, before a cap on logits (Gemma 2); the sum of all parts up to rounding."""
+    """What the model said, before a cap on logits (Gemma 2); the sum of all parts up to its own rounding."""
     subject: str | None
     subject_last: int | None
     """Position of the subject's last token."""
@@ -70,8 +70,12 @@ class EditCircuit(Followed):
         layers = self.heads.sum(dim=(1, 2)) + self.attention_biases.sum(dim=1) + self.mlps.sum(dim=1)
         return self.embedding + self.positions + layers + self.bias
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        several = (self.embedding, self.positions, self.heads, self.attention_biases, self.mlps, self.bias)
+        return (*several, self.logit_difference)
+
     def components(self) -> tuple[Component, ...]:
-        """All parts; those that change most first, of the model alone the largest first."""
+        """All parts; those that change most first, and where nothing changes the largest first."""
         found = [self._component("embedding", self.embedding), self._component("positions", self.positions)]
         for layer in range(self.heads.shape[1]):
             for head in range(self.heads.shape[2]):
@@ -79,7 +83,12 @@ class EditCircuit(Followed):
             found.append(self._component(f"attention bias {layer}", self.attention_biases[:, layer], layer))
             found.append(self._component(f"MLP {layer}", self.mlps[:, layer], layer))
         found.append(self._component("final bias", self.bias))
-        return tuple(sorted(found, key=lambda part: abs(part.change if self.compares else part.before), reverse=True))
+        return tuple(sorted(found, key=lambda part: abs(part.change if self._moves else part.before), reverse=True))
+
+    @property
+    def _moves(self) -> bool:
+        """Whether there are changes to speak of."""
+        return self.compares and not self.unchanged
 
     def _component(
         self, name: str, values: Float[Tensor, " run"], layer: int | None = None, head: int | None = None
@@ -138,19 +147,20 @@ class EditCircuit(Followed):
     def __repr__(self) -> str:
         values = " → ".join(f"{float(value):+.2f}" for value in self.logit_difference)
         first = self.components()[0]
-        most = f"{first.name} {first.change if self.compares else first.before:+.2f}"
-        return (
-            f"EditCircuit({self.asked}: {self._difference} {values}; "
-            f"{'most by' if self.compares else 'most from'} {most})"
-        )
+        most = f"{first.name} {first.change if self._moves else first.before:+.2f}"
+        return self.line(f"{self._difference} {values}; {'most by' if self._moves else 'most from'} {most}")
 
     def _repr_html_(self) -> str:
         listed = self.components()
         rest = listed[MAX_ROWS:]
-        sums = {"logit difference": (float(self.total[0]), float(self.total[-1]))}
+        sums: dict[str, tuple[float, float]] = {}
         if rest:
-            others = sum(part.before for part in rest), sum(part.after for part in rest)
-            sums = {f"the other {len(rest)}": others, **sums}
+            sums[f"the other {len(rest)}"] = sum(part.before for part in rest), sum(part.after for part in rest)
+        missed = self.logit_difference - self.total
+        # What three digits show: of weights in half precision the model itself rounds each step.
+        if float(missed.abs().max()) >= 0.0005:
+            sums["rounding"] = float(missed[0]), float(missed[-1])
+        sums["logit difference"] = float(self.logit_difference[0]), float(self.logit_difference[-1])
         last = [
             Component(name=name, layer=None, head=None, before=before, after=after)
             for name, (before, after) in sums.items()

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_edit import attach, forward, host, show, tokens
+from tl_edit.counted import counted
 from tl_edit.edit import Edit
 from tl_edit.follow.runs import Followed, Runs, keep
 from tl_edit.host import HookFn, Model, NamedHook
@@ -31,7 +32,7 @@ class LogitLens(Followed):
     log_prob: Float[Tensor, "run place point answer"]
     """In nats."""
     rank: Int[Tensor, "run place point answer"]
-    """0 for the likeliest token."""
+    """Counted from 1, the likeliest token."""
 
     @property
     def logit_difference(self) -> Float[Tensor, "run place point"]:
@@ -46,6 +47,9 @@ class LogitLens(Followed):
                 "'Paris'] to logit_lens."
             )
         return self.log_prob[..., 0] - self.log_prob[..., 1]
+
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return (self.log_prob,)
 
     def to_dataframe(self) -> Any:
         """A pandas frame: one row for each run, place, point and answer.
@@ -102,18 +106,19 @@ class LogitLens(Followed):
             f"p({name}) " + " → ".join(f"{float(value.exp()):.3g}" for value in self.log_prob[:, 0, -1, j])
             for j, name in enumerate(self._names())
         ]
-        return f"LogitLens({self.asked}: {len(self.points) - 1} layers, {', '.join(says)})"
+        return self.line(f"{counted(len(self.points) - 1, 'layer')}, {', '.join(says)}")
 
     def _repr_html_(self) -> str:
         odds = len(self.answers) > 1
         named = self._names()
-        values = self.logit_difference if odds else self.log_prob[..., 0]
+        # Logarithms of what no state before the first layer says are so far down that all others would look alike.
+        values = self.logit_difference if odds else self.log_prob[..., 0].exp()
         rows = [*self.runs, "change"] if self.compares else list(self.runs)
         tables = [
             torch.cat([values[:, at], values[1:, at] - values[:1, at]]) if self.compares else values[:, at]
             for at in range(len(self.places))
         ]
-        what = f"log p({named[0]}) − log p({named[1]})" if odds else f"log p({named[0]})"
+        what = f"log p({named[0]}) − log p({named[1]})" if odds else f"p({named[0]})"
         if len(named) > 2:
             what += f" (of {', '.join(named[2:])} see .plot() and .log_prob)"
         return show.heatmaps_html(
@@ -122,7 +127,7 @@ class LogitLens(Followed):
             rows=rows,
             columns=self.points,
             heading=self.heading(f"Logit lens, {what}"),
-            unit="nats, read after each layer",
+            unit=f"{'nats' if odds else 'probability'}, read after each layer",
             per_line=1,
         )
 
@@ -156,7 +161,8 @@ def logit_lens(
             for the model's own default.
 
     Returns:
-        `LogitLens`: ``log_prob``, ``rank`` ``[run place point answer]``, ``logit_difference`` of the first two answers.
+        `LogitLens`: ``log_prob``, ``rank`` (from 1) ``[run place point answer]``, ``logit_difference`` of the first two
+        answers.
 
     Raises:
         ValueError: For a prompt that is too long, a subject that is not in it, answers that begin with the same token,
@@ -195,7 +201,7 @@ def _read(
     asked: Int[Tensor, " answer"],
     hooks: Sequence[NamedHook],
 ) -> tuple[Float[Tensor, "state answer"], Int[Tensor, "state answer"]]:
-    """Log-probabilities and ranks of tokens, as the model's end reads them from states of the residual stream.
+    """Log-probabilities and ranks (from 1) of tokens, as the model's end reads them from states of the residual stream.
 
     The states take the places of the last block's output, as many in a row as the prompt has tokens.
     """
@@ -214,7 +220,7 @@ def _read(
         read = forward.log_probs(model, logits.flatten(0, 1)[: len(some)])
         own = read[:, asked.to(read.device)]
         log_probs.append(own.cpu())
-        ranks.append(torch.stack([(read > one[:, None]).sum(dim=1) for one in own.T], dim=1).cpu())
+        ranks.append(1 + torch.stack([(read > one[:, None]).sum(dim=1) for one in own.T], dim=1).cpu())
     return torch.cat(log_probs), torch.cat(ranks)
 
 

@@ -1,7 +1,7 @@
 """What a model says behind every token of a prompt and its answer, without and with an edit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,16 @@ from tl_edit.follow.runs import Followed, Runs
 from tl_edit.host import Model, NamedHook
 
 OPERATION = "next_tokens"
+AT_ONCE = 32
+"""Positions whose log-probabilities are computed at a time."""
+MAX_ROWS = 50
+"""Tokens in the table of a notebook."""
+MAX_POINTS = 24
+"""Tokens in a figure."""
+THEIR_OWN = (
+    "The redder, the likelier: circuitsvis has no other colours here, and counts ranks from 0. In all other pictures "
+    "blue is more, and ranks are counted from 1."
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,7 +40,7 @@ class NextTokens(Followed):
     log_prob: Float[Tensor, "run pos"]
     """Of the token that follows."""
     rank: Int[Tensor, "run pos"]
-    """Of the token that follows, 0 for the likeliest."""
+    """Of the token that follows, counted from 1, the likeliest."""
     top_tokens: tuple[tuple[tuple[str, ...], ...], ...]
     """By run and position: the likeliest next tokens, likeliest first."""
     top_log_prob: Float[Tensor, "run pos k"]
@@ -48,17 +58,24 @@ class NextTokens(Followed):
         """Log-probability of the whole answer behind the prompt, the sum over its tokens."""
         return self.log_prob[:, self.n_prompt - 1 :].sum(dim=1)
 
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        return self.log_prob, self.top_log_prob, self.end_log_prob
+
     def view(self) -> show.View:
-        """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest."""
+        """What each run says behind each token, as circuitsvis shows log-probabilities: hover for the likeliest.
+
+        Its colours are its own, the redder, the likelier, and so are its ranks, which it counts from 0.
+        """
         by_run = range(len(self.runs))
-        return show.log_probs_view(
+        view = show.log_probs_view(
             self.tokens,
             {self.runs[i]: self.top_tokens[i] for i in by_run},
             {self.runs[i]: self.top_log_prob[i] for i in by_run},
-            {self.runs[i]: self.rank[i] for i in by_run},
+            {self.runs[i]: self.rank[i] - 1 for i in by_run},
             {self.runs[i]: self.log_prob[i] for i in by_run},
             heading=self.heading("Next tokens"),
         )
+        return replace(view, note=f"{view.note} {THEIR_OWN}")
 
     def view_change(self) -> show.View:
         """Tokens coloured by their probability before and after, and by the difference.
@@ -102,21 +119,32 @@ class NextTokens(Followed):
     def plot(self, ax: Any = None) -> Any:
         """Probabilities of the likeliest tokens at the prompt's end before and after, joined, on a logarithmic axis.
 
+        Of many the likeliest of either run are shown, and the answer's first.
+
         Raises:
             ImportError: If matplotlib is not installed.
         """
+        shown = self._likeliest_at_the_end()
+        left_out = len(self.end_tokens) - len(shown)
+        note = f"\n({left_out:,} less likely {'one is' if left_out == 1 else 'ones are'} left out)" if left_out else ""
         return show.plot_probabilities(
-            self.end_tokens,
-            dict(zip(self.runs, self.end_log_prob, strict=True)),
+            [self.end_tokens[i] for i in shown],
+            {run: log_probs[shown] for run, log_probs in zip(self.runs, self.end_log_prob, strict=True)},
             ax,
-            xlabel="probability of the next token",
+            xlabel=f"probability of the next token{note}",
             title=self.title("Next token"),
         )
+
+    def _likeliest_at_the_end(self) -> list[int]:
+        """Which of the end's tokens fit into a figure, in their order."""
+        answer = (self.end_log_prob[-1] == self.log_prob[-1, self.n_prompt - 1]).nonzero().flatten()[:1]
+        best = self.end_log_prob.amax(dim=0).argsort(descending=True, stable=True)
+        return sorted(list(dict.fromkeys(map(int, torch.cat([answer, best]))))[:MAX_POINTS])
 
     def __repr__(self) -> str:
         answer = list(map(_probability, self.answer_log_prob))
         says = [repr(likeliest[self.n_prompt - 1][0]) for likeliest in self.top_tokens]
-        return f"NextTokens({self.asked}: says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)})"
+        return self.line(f"says {' → '.join(says)}, p({self.answer}) {' → '.join(answer)}")
 
     def _repr_html_(self) -> str:
         end = self.n_prompt - 1
@@ -133,8 +161,11 @@ class NextTokens(Followed):
                     )
                 ),
             )
-            for place in range(self.top_log_prob.shape[2])
+            for place in range(min(MAX_ROWS, self.top_log_prob.shape[2]))
         ]
+        left_out = self.top_log_prob.shape[2] - len(rows)
+        if left_out:
+            rows.append(("", f"and {left_out:,} more"))
         answer = " → ".join(map(_probability, self.answer_log_prob))
         heading = self.heading("Likeliest next tokens")
         return show.table(rows, columns=columns, heading=f"{heading}; p({self.answer}) {answer}")
@@ -169,8 +200,8 @@ def next_tokens(
             for the model's own default.
 
     Returns:
-        `NextTokens`: ``log_prob``, ``rank`` ``[run pos]`` of the tokens that follow, ``kl`` ``[pos]``, the likeliest
-        tokens; ``view()`` and ``view_change()`` are interactive, ``plot()`` shows the prompt's end.
+        `NextTokens`: ``log_prob``, ``rank`` (from 1) ``[run pos]`` of the tokens that follow, ``kl`` ``[pos]``, the
+        likeliest tokens; ``view()`` and ``view_change()`` are interactive, ``plot()`` shows the prompt's end.
 
     Raises:
         ValueError: For a prompt that is too long, an answer that has no tokens or merges with the prompt, an edit that
@@ -183,29 +214,78 @@ def next_tokens(
     said, before = runs.answer(prompt, answer), runs.ids(prompt)
     ids = torch.cat([before, said])
 
-    def measure(hooks: Sequence[NamedHook]) -> Float[Tensor, "pos d_vocab"]:
-        return forward.log_probs(model, runs.watch(ids[:-1], {}, hooks))
+    first: list[Tensor] = []
+
+    def measure(hooks: Sequence[NamedHook]) -> _Said:
+        logits = runs.watch(ids[:-1], {}, hooks)
+        found = _Said.of(model, logits, ids, top_k, len(before) - 1, compared=first[0] if first else None)
+        first.append(logits)
+        return found
 
     found = runs.each(measure)
-    k = min(top_k, found[0].shape[1])
-    tops = [log_probs.topk(k, dim=1) for log_probs in found]
-    own = [log_probs.gather(1, ids[1:, None].to(log_probs.device)) for log_probs in found]
-    end = [log_probs[len(before) - 1] for log_probs in found]
-    several = torch.cat([*(top.indices[len(before) - 1].cpu() for top in tops), said[:1]])
+    several = torch.cat([*(each.tops[len(before) - 1] for each in found), said[:1]])
     union = torch.tensor(sorted(set(map(int, several))))
-    union = union[end[-1][union.to(end[-1].device)].argsort(descending=True, stable=True).cpu()]
+    union = union[found[-1].end[union].argsort(descending=True, stable=True)]
     return NextTokens(
         **runs.labels(prompt, ids),
         answer=answer,
         n_prompt=len(before),
-        log_prob=torch.stack([each[:, 0] for each in own]).cpu(),
-        rank=torch.stack([(all_ > each).sum(dim=1) for all_, each in zip(found, own, strict=True)]).cpu(),
-        top_tokens=tuple(tuple(tokens.str_tokens(model, row) for row in top.indices) for top in tops),
-        top_log_prob=torch.stack([top.values for top in tops]).cpu(),
-        kl=_divergence(*found).cpu() if len(found) == 2 else None,
+        log_prob=torch.stack([each.own for each in found]),
+        rank=torch.stack([each.rank for each in found]),
+        top_tokens=tuple(tuple(tokens.str_tokens(model, row) for row in each.tops) for each in found),
+        top_log_prob=torch.stack([each.top_log_prob for each in found]),
+        kl=found[-1].kl,
         end_tokens=tokens.str_tokens(model, union),
-        end_log_prob=torch.stack([log_probs[union.to(log_probs.device)] for log_probs in end]).cpu(),
+        end_log_prob=torch.stack([each.end[union] for each in found]),
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Said:
+    """What is kept of one run's logits, on the CPU."""
+
+    own: Float[Tensor, " pos"]
+    rank: Int[Tensor, " pos"]
+    tops: Int[Tensor, "pos k"]
+    top_log_prob: Float[Tensor, "pos k"]
+    end: Float[Tensor, " d_vocab"]
+    kl: Float[Tensor, " pos"] | None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        logits: Float[Tensor, "pos d_vocab"],
+        ids: Int[Tensor, " row"],
+        top_k: int,
+        end: int,
+        compared: Float[Tensor, "pos d_vocab"] | None,
+    ) -> "_Said":
+        """Read a few positions at a time: of a long text and a large vocabulary all log-probabilities fill memory."""
+        own: list[Tensor] = []
+        ranks: list[Tensor] = []
+        tops: list[Tensor] = []
+        top_log_probs: list[Tensor] = []
+        divergences: list[Tensor] = []
+        for start in range(0, len(logits), AT_ONCE):
+            log_probs = forward.log_probs(model, logits[start : start + AT_ONCE])
+            said = log_probs.gather(1, ids[start + 1 : start + 1 + len(log_probs), None].to(log_probs.device))
+            values, indices = log_probs.topk(min(top_k, log_probs.shape[1]), dim=1)
+            own.append(said[:, 0].cpu())
+            ranks.append(1 + (log_probs > said).sum(dim=1).cpu())
+            tops.append(indices.cpu())
+            top_log_probs.append(values.cpu())
+            if compared is not None:
+                before = forward.log_probs(model, compared[start : start + AT_ONCE])
+                divergences.append(_divergence(before, log_probs).cpu())
+        return cls(
+            own=torch.cat(own),
+            rank=torch.cat(ranks),
+            tops=torch.cat(tops),
+            top_log_prob=torch.cat(top_log_probs),
+            end=forward.log_probs(model, logits[end : end + 1])[0].cpu(),
+            kl=torch.cat(divergences) if divergences else None,
+        )
 
 
 def _divergence(before: Float[Tensor, "pos d_vocab"], after: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, " pos"]:

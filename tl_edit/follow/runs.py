@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
-from tl_edit.edit import Edit
+from tl_edit.counted import counted
+from tl_edit.edit import AS_HOOKS, Edit, added_again
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
 
@@ -22,6 +23,9 @@ ALONE = ("model",)
 
 LONGEST = 120
 """Characters of a prompt that headings show."""
+
+ROUNDING = 1e-6
+"""Differences of this size, of probabilities and nats, say nothing; the difference of an edit and itself makes them."""
 
 Found = TypeVar("Found")
 
@@ -62,13 +66,29 @@ class Followed:
         """The prompt in one line; of a long one the end."""
         return show.visible(self.prompt if len(self.prompt) <= LONGEST else "…" + self.prompt[-LONGEST:])
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether there are two runs, and all that was measured is the same in both, up to `ROUNDING`."""
+        return self.compares and all(
+            torch.allclose(values[0], values[1], rtol=ROUNDING, atol=ROUNDING) for values in self._by_run()
+        )
+
+    def _by_run(self) -> tuple[Float[Tensor, "run ..."], ...]:
+        """What was measured."""
+        raise NotImplementedError
+
     def title(self, what: str) -> str:
         """A short line above a figure."""
-        return f"{what}: {self.asked}"
+        return f"{what}: {self.asked}" + ("; nothing changes" if self.unchanged else "")
 
     def heading(self, what: str) -> str:
         """A line above a table, with what was switched on."""
-        return self.title(what) + (f" ({self.switched})" if self.switched else "")
+        same = "; it changes nothing here: both runs are equal up to rounding" if self.unchanged else ""
+        return f"{what}: {self.asked}" + (f" ({self.switched})" if self.switched else "") + same
+
+    def line(self, said: str) -> str:
+        """What the result's one line is."""
+        return f"{type(self).__name__}({self.asked}: {said}{', nothing changes' if self.unchanged else ''})"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,7 +128,7 @@ class Runs:
                 "pass what rome_edit(model, request, moments, apply=False) returns."
             )
         ready = as_hooks(hooks, operation)
-        if edit is not None and edit.is_applied(model):
+        if edit is not None and edit.check_fits(model, operation, hooks=ready, otherwise=AS_HOOKS):
             raise ValueError(
                 f"{operation}: {edit!r} is applied to this model, so there is no run without it; expected it off; "
                 "call edit.undo(model) first, it is switched on for the second run; or pass edit=None for the model as "
@@ -120,8 +140,14 @@ class Runs:
                 "both runs; expected a model without them; take them off, or go on if this is meant.",
                 stacklevel=3,
             )
+        twice = added_again(model, ready)
+        if twice is not None:
+            warnings.warn(
+                f"{operation}: {twice!r} is applied to this model, and hooks adds it once more; expected it once; call "
+                "edit.undo(model) first, or go on if this is meant.",
+                stacklevel=3,
+            )
         if edit is not None:
-            edit.hooks(model)  # Checks that it fits before anything runs.
             prepend_bos = edit.provenance.prepend_bos if prepend_bos is None else prepend_bos
         bos = tokens.resolve_bos(model, prepend_bos)
         return cls(model=model, operation=operation, edit=edit, hooks=ready, prepend_bos=bos)
@@ -135,7 +161,7 @@ class Runs:
     def switched(self) -> str:
         """What is switched on, in words."""
         given = [repr(self.edit)] * (self.edit is not None)
-        given += [f"{len(self.hooks)} hook{'s' * (len(self.hooks) > 1)}"] * bool(self.hooks)
+        given += [counted(len(self.hooks), "hook")] * bool(self.hooks)
         return " and ".join(given)
 
     def each(self, measure: Callable[[Sequence[NamedHook]], Found]) -> list[Found]:

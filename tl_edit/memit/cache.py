@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_edit.counted import counted
 from tl_edit.digest import digest
 from tl_edit.memit.algebra import null_space
 from tl_edit.moment import SecondMoment
@@ -29,7 +30,7 @@ class KeyCache:
         """Requests whose keys are in it."""
 
     def __repr__(self) -> str:
-        return f"KeyCache({self.n_requests} requests, layers {sorted(self._grams)})"
+        return f"KeyCache({counted(self.n_requests, 'request')}, layers {sorted(self._grams)})"
 
     def gram(self, moment: SecondMoment, operation: str) -> Float[Tensor, "d_mlp d_mlp"] | None:
         """Sum of ``k k^T`` over the remembered keys of the moment's layer; None if there are none.

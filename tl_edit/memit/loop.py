@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_edit import host, tokens
 from tl_edit.arguments import as_moments, moment_of, warn_of_bos, warn_of_norm
+from tl_edit.counted import counted
 from tl_edit.edit import Edit, LowRank, check_untouched, plus
 from tl_edit.forward import length, lengths
 from tl_edit.host import Model
@@ -265,9 +266,9 @@ def _warn_of_failures(operation: str, requests: Sequence[EditRequest], found: Se
     if missed:
         named = "; ".join(map(str, missed[:3])) + (f"; and {len(missed) - 3} more" if len(missed) > 3 else "")
         warnings.warn(
-            f"{operation}: for {len(missed)} of {len(requests)} requests no value was found that makes the target "
-            f"likelier than not: {named}; expected a probability of one half or more at the end of the search; raise "
-            "clamp_norm_factor or v_num_grad_steps, choose an earlier last layer, or drop them "
+            f"{operation}: for {len(missed)} of {counted(len(requests), 'request')} no value was found that makes "
+            f"the target likelier than not: {named}; expected a probability of one half or more at the end of the "
+            "search; raise clamp_norm_factor or v_num_grad_steps, choose an earlier last layer, or drop them "
             "(edit.diagnostics['converged'] says which).",
             stacklevel=4,
         )

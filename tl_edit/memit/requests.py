@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import tokens
+from tl_edit.counted import counted
 from tl_edit.host import Model
 from tl_edit.keys import read_lookups
 from tl_edit.request import EditRequest, as_prefixes
@@ -37,10 +38,12 @@ def distinct(
     clashes = [several for several in by_fact.values() if len(several) > 1]
     if clashes and conflicts == "refuse":
         named = "; ".join(" and ".join(f"request {i} ({requests[i]})" for i in several[:2]) for several in clashes[:3])
-        more = f", and {len(clashes) - 3} more facts" if len(clashes) > 3 else ""
+        more = f", and {counted(len(clashes) - 3, 'more fact')}" if len(clashes) > 3 else ""
+        verb = "is" if len(clashes) == 1 else "are"
         raise ValueError(
-            f"{operation}: {len(clashes)} of {len(by_fact)} facts are asked for more than once: {named}{more}; "
-            "expected each subject and relation once; drop the others, or pass conflicts='first' or conflicts='last'."
+            f"{operation}: {len(clashes)} of {counted(len(by_fact), 'fact')} {verb} asked for more than once: {named}"
+            f"{more}; expected each subject and relation once; drop the others, or pass conflicts='first' or "
+            "conflicts='last'."
         )
     taken = {several[-1 if conflicts == "last" else 0] for several in by_fact.values()}
     return (

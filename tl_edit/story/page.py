@@ -1,16 +1,28 @@
-"""A fact's story as one page: every picture with the question that it answers, and what would speak against it."""
+"""A fact's story as one page: every picture with the question that it answers, and what would speak against it.
+
+And a shorter page of an edit, before and after.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from tl_edit import host, show
-from tl_edit.evaluate import RecordScores, compare
-from tl_edit.evaluate.scores import PromptScore
-from tl_edit.follow import attention_change, edit_circuit, logit_lens, next_tokens
+from tl_edit.counted import counted
+from tl_edit.edit import Edit
+from tl_edit.evaluate import Evaluation, RecordScores, compare
+from tl_edit.extras import extra
+from tl_edit.follow import NextTokens, attention_change, edit_circuit, logit_lens, next_tokens
 from tl_edit.host import Model
 from tl_edit.memory import edit_memory
+from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
+
+RESTORING = (
+    "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
+    "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2)."
+)
+BY_LAYER = "The same by layer, on the tokens themselves."
 
 
 def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str]) -> None:
@@ -30,6 +42,42 @@ def save_story(path: str | Path, model: Model, told: Told, texts: Sequence[str])
     show.save_html(path, *_chapters(model, told, texts), title=title)
 
 
+def save_before_and_after(path: str | Path, model: Model, edit: Edit, before: Evaluation, after: Evaluation) -> None:
+    """Write what an edit changes as a page, without its story.
+
+    Args:
+        path: The file.
+        model: The model, unedited.
+        edit: The edit, which is switched on where a picture needs it.
+        before: Of the model without it.
+        after: Of the same records with it.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    one = len(before.scores) == 1
+    title = str(before.scores[0].record.request) if one else f"{edit.method}: {counted(len(before.scores), 'edit')}"
+    show.save_html(path, *_before_and_after(model, edit, before, after, one=one), title=title)
+
+
+def _before_and_after(
+    model: Model, edit: Edit, before: Evaluation, after: Evaluation, *, one: bool
+) -> Iterator[object]:
+    yield f"{host.model_name(model)} without and with this edit, measured just now."
+    yield edit
+    yield "# Before and after"
+    yield compare({"before": before, "after": after})
+    if one:
+        old, new = before.scores[0], after.scores[0]
+        request, bos = old.record.request, before.provenance.prepend_bos if before.provenance else None
+        yield _prompts(old, new)
+        yield "# Token by token"
+        said = _or_why(lambda: next_tokens(model, request.prompt, request.target_new, edit=edit, prepend_bos=bos))
+        yield said
+        if isinstance(said, NextTokens):
+            yield said.view()
+
+
 def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object]:
     request, edit, bos = told.record.request, told.edit, told.edit.provenance.prepend_bos
     new, old = request.target_new, request.target_true
@@ -43,13 +91,9 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
     yield f"What the model says next after “{request.prompt}”, before and after the edit."
     yield after
     yield "# 2 Where it is kept"
-    yield (
-        "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
-        "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2). A model that looked "
-        "the fact up nowhere in particular would be evenly pale."
-    )
+    yield f"{RESTORING} A model that looked the fact up nowhere in particular would be evenly pale."
     yield told.trace
-    yield "The same by layer, on the tokens themselves."
+    yield BY_LAYER
     yield told.trace.view_tokens()
     yield "# 3 The edit"
     yield (
@@ -60,14 +104,17 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
         yield f"This edit failed: {new} is still not the likelier answer. What follows shows what it did instead."
     yield edit
     if find_spec("matplotlib") is not None:
-        yield edit.plot()
+        # A notebook would show what is drawn as it likes, too, and the page is what was asked for.
+        with extra("matplotlib.pyplot", "save_story").ioff():
+            drawn = edit.plot()
+        yield drawn
     yield "# 4 Did it work, and what else moved"
     yield (
         "Success on the prompt alone is easily had. Paraphrases should follow, and other subjects' facts should stay: "
         "an edit that fails there has not learned a fact but a phrase, or ruined the model."
     )
     yield compare({"before": told.before, "after": told.after})
-    yield _prompts(told)
+    yield _prompts(told.before.scores[0], told.after.scores[0])
     yield "# 5 Token by token"
     yield f"How likely each token is behind those before it, with “{new}” at the end."
     yield after.view()
@@ -114,25 +161,10 @@ def _or_why(picture: Callable[[], object]) -> object:
         return f"Left out. {error}"
 
 
-def _prompts(told: Told) -> "_Html":
-    """All prompts of the record, with what the model says before and after."""
-    before, after = told.before.scores[0], told.after.scores[0]
-    request = told.record.request
-    rows: list[tuple[str, ...]] = []
-    for name, group, wanted in (
-        ("the prompt", "efficacy", request.target_new),
-        ("paraphrase", "paraphrase", request.target_new),
-        ("neighbor", "neighborhood", request.target_true or ""),
-    ):
-        pairs = zip(_group(before, group), _group(after, group), strict=True)
-        rows += [(name, was.prompt, wanted, was.prediction, now.prediction) for was, now in pairs]
-    facts = zip(before.other_facts, after.other_facts, strict=True)
-    rows += [("same subject", was.prompt, was.answer, was.prediction, now.prediction) for was, now in facts]
+def _prompts(before: RecordScores, after: RecordScores) -> "_Html":
+    """All prompts of a record, with what the model says before and after."""
+    rows = [each[:-1] for each in asked(before, after)]
     return _Html(show.table(rows, columns=("", "prompt", "should say", "before", "after")))
-
-
-def _group(scores: RecordScores, group: str) -> tuple[PromptScore, ...]:
-    return {"efficacy": scores.efficacy, "paraphrase": scores.paraphrase, "neighborhood": scores.neighborhood}[group]
 
 
 class _Html:

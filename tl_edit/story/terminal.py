@@ -12,7 +12,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from tl_edit import host
+from tl_edit import host, show
+from tl_edit.counted import counted
 from tl_edit.data import EditRecord
 from tl_edit.edit import Edit
 from tl_edit.evaluate import Evaluation, Metric, evaluate
@@ -20,7 +21,7 @@ from tl_edit.host import Model
 from tl_edit.moment import SecondMoment, second_moment
 from tl_edit.request import EditRequest
 from tl_edit.rome import effective_config, rome_edit
-from tl_edit.story.answers import as_object, top_answers, visible
+from tl_edit.story.answers import Asked, as_object, asked, top_answers
 from tl_edit.trace import CausalTrace, Kind, causal_trace
 
 KIND_WORDS: dict[Kind, str] = {
@@ -112,7 +113,7 @@ class Story:
         table = Table.grid(padding=(0, 2))
         for token, probability in answers:
             table.add_row(
-                Text("  " + visible(self.model.tokenizer.decode([token]))),
+                Text("  " + _bare(self.model.tokenizer.decode([token]))),
                 f"{probability:.3f}",
                 Bar(1.0, 0, probability, width=30),
             )
@@ -135,7 +136,7 @@ class Story:
             self.model, request.prompt, request.subject, progress=host.n_layers(self.model) > MAX_COLUMNS
         )
         self.console.print(
-            f"Probability of {visible(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
+            f"Probability of {_bare(trace.answer)!r}: {trace.clean_prob:.3f} clean, {trace.corrupted_prob:.3f} with "
             "noise on the subject's embeddings (*).\n"
             "What restoring one clean state brings back (rows: position, columns: layer):"
         )
@@ -155,9 +156,9 @@ class Story:
         losses: tuple[float, ...] = numbers["losses"]
         lines = {
             "method": f"ROME: a rank-one change of W_out in layer {layer}",
-            "second moment": f"{moment.count:,} tokens",
-            "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {len(losses)} evaluations over "
-            f"{1 + len(numbers['prefixes'])} contexts, {took:.1f} s",
+            "second moment": counted(moment.count, "token"),
+            "v* search": f"loss {losses[0]:.2f} → {losses[-1]:.3f} in {counted(len(losses), 'evaluation')} over "
+            f"{counted(1 + len(numbers['prefixes']), 'context')}, {took:.1f} s",
             "|v* - v0| / |v0|": f"{numbers['delta_ratio']:.2f} (clamped at {self.config.clamp_norm_factor:g})",
             "k · u": f"{numbers['divisor']:.3g} (near 0 the update would explode)",
             "|ΔW| / |W_out|": f"{numbers['relative_norm']:.3f}",
@@ -174,24 +175,14 @@ class Story:
         table = Table(box=None, header_style="bold dim", pad_edge=False)
         for column in ("", "prompt", "should say", "before", "after"):
             table.add_column(column, overflow="fold")
-        old, new = before.scores[0], after.scores[0]
-        request = old.record.request
-        groups = (
-            ("the prompt", old.efficacy, new.efficacy, request.target_new),
-            ("paraphrase", old.paraphrase, new.paraphrase, request.target_new),
-            ("neighbor", old.neighborhood, new.neighborhood, request.target_true or ""),
-        )
-        for title, olds, news, wanted in groups:
-            for i, (was, now) in enumerate(zip(olds, news, strict=True)):
-                good = bool(now.says_true) if title == "neighbor" else now.says_new
-                table.add_row(*_row(title if i == 0 else "", was.prompt, wanted, was.prediction, now.prediction, good))
-        for i, (was, now) in enumerate(zip(old.other_facts, new.other_facts, strict=True)):
-            title = "same subject" if i == 0 else ""
-            table.add_row(*_row(title, was.prompt, was.answer, was.prediction, now.prediction, now.kept))
+        last = ""
+        for each in asked(before.scores[0], after.scores[0]):
+            table.add_row(*_row(each, "" if each.group == last else each.group))
+            last = each.group
         self.console.print(table)
         self.console.print()
         self.console.print(_metrics(before, after))
-        answer = new.efficacy[0]
+        answer = after.scores[0].efficacy[0]
         return answer.says_new if answer.prefers_new is None else answer.prefers_new
 
     def undone(self, weights: str, now: str, before: Evaluation, record: EditRecord) -> bool:
@@ -211,13 +202,18 @@ def _weights_hash(model: Model, layer: int) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _row(title: str, prompt: str, wanted: str, before: str, after: str, good: bool) -> list[Text]:
+def _bare(token: str) -> str:
+    """A token that is seen, without the space that belongs to it."""
+    return show.visible(token).strip()
+
+
+def _row(each: Asked, title: str) -> list[Text]:
     return [
         Text(title, style="dim"),
-        Text(prompt),
-        Text(wanted),
-        Text(visible(before)),
-        Text(f"{visible(after)} {'✓' if good else '✗'}", style="green" if good else "red"),
+        Text(each.prompt),
+        Text(each.wanted),
+        Text(_bare(each.before)),
+        Text(f"{_bare(each.after)} {'✓' if each.good else '✗'}", style="green" if each.good else "red"),
     ]
 
 
@@ -231,7 +227,7 @@ def _heatmap(trace: CausalTrace) -> Table:
     for position, token in enumerate(trace.str_tokens):
         mark = "*" if start <= position < end else " "
         cells = [_cell(float(effect[layer, position]), trace.total_effect) for layer in shown]
-        table.add_row(Text(f"  {visible(token)}{mark}"), *cells)
+        table.add_row(Text(f"  {_bare(token)}{mark}"), *cells)
     return table
 
 
@@ -248,7 +244,7 @@ def _strongest(trace: CausalTrace) -> Table:
         table.add_row(
             f"  {KIND_WORDS[kind]}",
             f"{effect[early, last]:.3f} in layer {early}",
-            Text(f"{effect[layer, position]:.3f} in layer {layer}, {visible(trace.str_tokens[position])!r}"),
+            Text(f"{effect[layer, position]:.3f} in layer {layer}, {_bare(trace.str_tokens[position])!r}"),
         )
     return table
 

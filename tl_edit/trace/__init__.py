@@ -11,10 +11,11 @@ Values are stored raw. The total effect is clean - corrupted; the indirect effec
 restored - corrupted. Restoring everything gives the clean run, restoring nothing the corrupted one.
 
 In this folder: `plan` says what is computed, `noise` how the subject is corrupted, `plain` and `wavefront` compute
-it, `result` holds it, `run` ties them together, `average` does so over many facts.
+it, `result` holds it, `run` ties them together, `average` does so over many facts, and `average_result` holds that.
 """
 
-from tl_edit.trace.average import ROLES, AverageTrace, average_traces, trace_facts
+from tl_edit.trace.average import average_traces, trace_facts
+from tl_edit.trace.average_result import ROLES, AverageTrace
 from tl_edit.trace.noise import Noise, embedding_std
 from tl_edit.trace.plan import KINDS, Kind, Measure, window_layers
 from tl_edit.trace.result import CausalTrace, TraceDifference, trace_difference

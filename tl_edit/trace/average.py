@@ -10,181 +10,26 @@ import math
 import reprlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_edit import forward, show, tokens
+from tl_edit import forward, tokens
+from tl_edit.counted import counted
 from tl_edit.data import KnownFact
 from tl_edit.host import Model
+from tl_edit.trace.average_result import ROLES, AverageTrace
 from tl_edit.trace.folder import TraceFolder
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, Kind, Measure, Severed
-from tl_edit.trace.result import COLOURS, KIND_NAMES, CausalTrace, different_settings, layer_labels
+from tl_edit.trace.result import CausalTrace, different_settings
 from tl_edit.trace.run import causal_trace
-from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, word_around
-
-Form = Literal["lines", "heatmaps"]
-
-ROLES = (
-    "first subject token",
-    "middle subject tokens",
-    "last subject token",
-    "first token after",
-    "further tokens",
-    "last token",
-)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class AverageTrace:
-    """Means over facts; tensors on the CPU, in float64."""
-
-    kinds: tuple[Kind, ...]
-    layers: tuple[int, ...]
-    restored: Float[Tensor, "kind role layer"]
-    """Mean restored value by the role of the token, in the order of `ROLES`; NaN for a role that no fact has."""
-    standard_error: Float[Tensor, "kind role layer"]
-    """Of ``restored``, over observations."""
-    count: tuple[int, ...]
-    """Observations by role."""
-    clean: float
-    corrupted: float
-    total_effect_error: float
-    """Standard error of the total effect over facts."""
-    draws_error: Float[Tensor, "kind role layer"]
-    """Standard error of the indirect effect over noise draws; NaN for a single draw."""
-    n_facts: int
-    skipped: tuple[str, ...]
-    """Prompts whose answer the model does not know."""
-    measure: str
-    window: int
-    settings: dict[str, Any]
-    paired_effect: Float[Tensor, "kind role layer"]
-    """Mean over observations of the restored value minus the corrupted one of the same fact: 0 wherever restoring
-    changes nothing, and equal to ``indirect_effect`` for roles that every fact has once."""
-    paired_error: Float[Tensor, "kind role layer"]
-    """Standard error of ``paired_effect``, over observations."""
-
-    @property
-    def total_effect(self) -> float:
-        """Mean clean value minus mean corrupted value."""
-        return self.clean - self.corrupted
-
-    @property
-    def indirect_effect(self) -> Float[Tensor, "kind role layer"]:
-        """Mean restored values minus the mean corrupted value of all facts, as published; compare ``paired_effect``."""
-        return self.restored - self.corrupted
-
-    def of(self, kind: Kind, role: str) -> Float[Tensor, " layer"]:
-        """The indirect effect of one kind at one role, by layer.
-
-        Raises:
-            ValueError: If there is no such kind or role here.
-        """
-        if kind not in self.kinds or role not in ROLES:
-            raise ValueError(
-                f"AverageTrace.of: no {kind!r} at {role!r}; expected one of {', '.join(self.kinds)} and one of "
-                f"{', '.join(ROLES)}."
-            )
-        return self.indirect_effect[self.kinds.index(kind), ROLES.index(role)]
-
-    def confidence(self) -> Float[Tensor, "kind role layer"]:
-        """Half-width of the 95 % interval of ``restored`` over observations, 1.96 standard errors as published."""
-        return 1.96 * self.standard_error
-
-    def to_dataframe(self) -> Any:
-        """A pandas frame with one row per kind, role and layer.
-
-        Raises:
-            ImportError: If pandas is not installed.
-        """
-        frame = show.frame(
-            "AverageTrace.to_dataframe",
-            {"kind": self.kinds, "role": ROLES, "layer": self.layers},
-            {
-                "restored": self.restored,
-                "indirect_effect": self.indirect_effect,
-                "standard_error": self.standard_error,
-                "paired_effect": self.paired_effect,
-                "paired_error": self.paired_error,
-                "draws_error": self.draws_error,
-            },
-        )
-        frame.insert(3, "n", [self.count[ROLES.index(role)] for role in frame["role"]])
-        return frame
-
-    def _repr_html_(self) -> str:
-        return show.heatmaps_html(
-            list(self.indirect_effect),
-            titles=[f"restoring the {KIND_NAMES[kind]}" for kind in self.kinds],
-            rows=[f"{role} (n = {n})" for role, n in zip(ROLES, self.count, strict=True)],
-            columns=[str(layer) for layer in self.layers],
-            heading=repr(self),
-            unit=f"mean indirect effect ({self.measure}) against the mean corrupted value of all facts, by layer; "
-            f"window {self.window} for MLP and attention",
-        )
-
-    def plot(self, ax: Any = None, *, form: Form = "lines", paired: bool = False) -> Any:
-        """The mean indirect effect by role and layer, the kinds side by side on one scale.
-
-        Args:
-            ax: Axes to draw into, one for each kind; None makes new ones.
-            form: "lines" over the layers with 95 % intervals over observations (as in the paper's appendix), or
-                "heatmaps" with roles as rows, from 0 on (as in its figure 2).
-            paired: Show ``paired_effect`` instead of ``indirect_effect``.
-
-        Returns:
-            The axes, one or a list.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-            ValueError: If the number of axes is another.
-        """
-        if form not in get_args(Form):
-            raise ValueError(f"AverageTrace.plot: form is {form!r}; expected one of {', '.join(get_args(Form))}.")
-        titles = [f"restoring the {KIND_NAMES[kind]}" for kind in self.kinds]
-        effects = self.paired_effect if paired else self.indirect_effect
-        half = 1.96 * self.paired_error if paired else self.confidence()
-        unit, xlabels = f"mean indirect effect ({self.measure})", layer_labels(self.kinds, self.window)
-        heading = f"{self.n_facts} facts, mean clean {self.clean:.3g}, mean corrupted {self.corrupted:.3g}"
-        if form == "heatmaps":
-            return show.plot_heatmaps(
-                [effect.clamp(min=0) for effect in effects],
-                ax,
-                titles=titles,
-                rows=list(ROLES),
-                columns=[str(layer) for layer in self.layers],
-                colours=[COLOURS[kind] for kind in self.kinds],
-                low=0.0,
-                unit=unit,
-                heading=heading,
-                xlabels=xlabels,
-            )
-        names = [f"{role} (n = {n})" for role, n in zip(ROLES, self.count, strict=True)]
-        low, high = effects - half, effects + half
-        present = [r for r, n in enumerate(self.count) if n]
-        return show.plot_panels(
-            torch.tensor(self.layers, dtype=torch.float64),
-            {title: {names[r]: effects[k, r] for r in present} for k, title in enumerate(titles)},
-            ax,
-            xlabels=xlabels,
-            ylabel=unit,
-            heading=heading,
-            bands={title: {names[r]: (low[k, r], high[k, r]) for r in present} for k, title in enumerate(titles)},
-        )
-
-    def __repr__(self) -> str:
-        error = "" if math.isnan(self.total_effect_error) else f" ± {1.96 * self.total_effect_error:.3f}"
-        return (
-            f"AverageTrace({self.n_facts} facts, {len(self.skipped)} skipped as unknown: total effect "
-            f"{self.total_effect:.3f}{error})"
-        )
+from tl_edit.trace.settings import Engine, Settings, check_subject, check_texts, nothing_corrupted, word_around
 
 
 def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()) -> AverageTrace:
@@ -199,8 +44,8 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
         )
     if not traces:
         raise ValueError(
-            f"average_traces: no traces ({len(skipped)} facts skipped as unknown); expected at least one; use facts "
-            "that the model knows."
+            f"average_traces: no traces ({counted(len(skipped), 'fact')} skipped as unknown); expected at least one; "
+            "use facts that the model knows."
         )
     first = traces[0]
     for trace in traces:
@@ -224,6 +69,7 @@ def average_traces(traces: Sequence[CausalTrace], *, skipped: Sequence[str] = ()
         restored=torch.stack([each.mean(-1) for each in observations], dim=1),
         standard_error=torch.stack([_error(each) for each in observations], dim=1),
         count=tuple(each.shape[-1] for each in observations),
+        n_facts_by_role=tuple(sum(bool(roles[r]) for roles in map(_roles, traces)) for r in range(len(ROLES))),
         clean=sum(trace.clean for trace in traces) / len(traces),
         corrupted=sum(trace.corrupted for trace in traces) / len(traces),
         total_effect_error=float(totals.std()) / math.sqrt(len(traces)) if len(traces) > 1 else math.nan,
@@ -338,6 +184,8 @@ def trace_facts(
         )
     bos = tokens.resolve_bos(model, prepend_bos)
     listed = _checked_facts(model, facts, bos)
+    if said := nothing_corrupted(settings.noise):
+        warnings.warn(said, stacklevel=2)
     kept = None if folder is None else TraceFolder(Path(folder), model, listed, settings, bos)
     traces: list[CausalTrace] = []
     skipped: list[str] = []
@@ -361,7 +209,8 @@ def _trace(model: Model, fact: KnownFact, bos: bool, settings: Settings) -> Caus
         return said
     given = {field.name: getattr(settings, field.name) for field in fields(settings)}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* first as a part of ")  # said when the facts were looked at
+        for said in (".* first as a part of ", ".* so nothing is corrupted "):
+            warnings.filterwarnings("ignore", message=said)  # said before the first was traced
         return causal_trace(model, fact.prompt, fact.subject, prepend_bos=bos, keep_samples=True, **given)
 
 

@@ -77,6 +77,12 @@ class Noise:
                 "takes 3."
             )
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it leaves the embeddings as they are."""
+        size = {"gaussian": self.multiple if self.std is None else self.std, "uniform": self.bound}
+        return not self.replace and size.get(self.distribution) == 0
+
     @classmethod
     def gaussian(cls, multiple: float = 3.0, *, std: float | None = None, replace: bool = False) -> "Noise":
         """Independent Gaussian noise; ``std`` is absolute and overrides ``multiple``."""

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import archive, show
+from tl_edit.counted import counted
 from tl_edit.host import Provenance
 from tl_edit.trace.plan import Kind, Measure, Severed
 
@@ -66,7 +68,7 @@ class CausalTrace:
     """``corrupted`` of every noise draw, where asked for."""
     restored_samples: Float[Tensor, "kind layer pos sample"] | None
     rank: int
-    """Of the answer in the clean run, the greatest of its tokens'; 1 is what the model says."""
+    """Of the answer in the clean run, the greatest of its tokens', counted from 1, what the model says."""
     window: int
     """Layers restored together for ``mlp_out`` and ``attn_out``: [layer - window // 2, layer + ceil(window / 2))."""
     severed: Severed | None
@@ -173,8 +175,21 @@ class CausalTrace:
         """What was measured, in words."""
         return MEASURE_NAMES[self.measure].format(answer=self.answer, other=self.other_answer)
 
+    @property
+    def _is_nothing(self) -> bool:
+        """Whether corrupting and restoring change no more than rounding does."""
+        sizes = [abs(self.clean), abs(self.corrupted), *([] if self.measure == "prob" else [1.0])]
+        changes = torch.cat([self.indirect_effect.flatten().abs(), torch.tensor([abs(self.total_effect)])])
+        return float(changes.max()) <= 1e-5 * max(sizes)
+
+    def _effects(self) -> Float[Tensor, "kind layer pos"]:
+        """The indirect effect as pictures have it: rounding errors alone would fill all colours."""
+        return torch.zeros_like(self.indirect_effect) if self._is_nothing else self.indirect_effect
+
     def _remark(self) -> str:
         """What keeps a reader from seeing a finding in next to nothing, which fills the colours as well."""
+        if self._is_nothing:
+            return ". The corrupted runs are as the clean one, so there is nothing to bring back"
         effect, size = self.total_effect, max(abs(self.clean), abs(self.corrupted))
         if self.measure == "kl" or effect > 0.05 * size:
             return ""
@@ -185,10 +200,10 @@ class CausalTrace:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
             f"{self.measured()}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
-            f"({self.corruption}, {self.n_samples} samples){self._remark()}"
+            f"({self.corruption}, {counted(self.n_samples, 'sample')}){self._remark()}"
         )
         return show.heatmaps_html(
-            [table.T for table in self.indirect_effect],
+            [table.T for table in self._effects()],
             titles=self.titles(),
             rows=self.marked_tokens(),
             columns=[str(layer) for layer in self.layers],
@@ -214,16 +229,19 @@ class CausalTrace:
             ValueError: If the trace does not have the kind, or the number of axes is another.
         """
         chosen = self.kinds if kind is None else (kind,)
+        effects = [self.of(each).T for each in chosen]
+        nothing = self._is_nothing
+        heading = f"{self.prompt} → {self.answer.strip()}: clean {self.clean:.3g}, corrupted {self.corrupted:.3g}"
         return show.plot_heatmaps(
-            [self.of(each).T + self.corrupted for each in chosen],
+            [torch.zeros_like(effect) if nothing else effect + self.corrupted for effect in effects],
             ax,
             titles=[f"restoring the {KIND_NAMES[each]}" for each in chosen],
             rows=self.marked_tokens(),
             columns=[str(layer) for layer in self.layers],
-            colours=[COLOURS[each] for each in chosen],
-            low=self.corrupted,
-            unit=self.measured(),
-            heading=f"{self.prompt} → {self.answer.strip()}: clean {self.clean:.3g}, corrupted {self.corrupted:.3g}",
+            colours=[show.BOTH_WAYS if nothing else COLOURS[each] for each in chosen],
+            low=None if nothing else self.corrupted,
+            unit=f"indirect effect ({self.measure})" if nothing else self.measured(),
+            heading=heading + self._remark(),
             xlabels=layer_labels(chosen, self.window),
         )
 
@@ -231,7 +249,7 @@ class CausalTrace:
         """The prompt's tokens, coloured by the indirect effect of restoring them, with a choice of the layer."""
         return show.layers_view(
             [self.str_tokens[pos] for pos in self.positions],
-            self.indirect_effect.transpose(1, 2),
+            self._effects().transpose(1, 2),
             [KIND_NAMES[kind] for kind in self.kinds],
             [str(layer) for layer in self.layers],
             heading=f"{self.prompt} → {self.answer.strip()}: which restored state brings the answer back",
@@ -242,8 +260,8 @@ class CausalTrace:
         value = "" if self.measure == "prob" else f"{self.measure} "
         return (
             f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self.clean:.3f}, corrupted "
-            f"{self.corrupted:.3f}, {len(self.kinds)} kinds x {len(self.layers)} layers x "
-            f"{len(self.positions)} positions, window {self.window}, {self.engine})"
+            f"{self.corrupted:.3f}, {counted(len(self.kinds), 'kind')} x {counted(len(self.layers), 'layer')} x "
+            f"{counted(len(self.positions), 'position')}, window {self.window}, {self.engine})"
         )
 
 

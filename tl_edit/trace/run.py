@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tl_edit import forward, host, tokens
 from tl_edit.blocks import Blocks, CannotCallBlocksError, blocks_of, why_not
+from tl_edit.counted import counted
 from tl_edit.forward import at_least_float32
 from tl_edit.host import Model
 from tl_edit.tokens import Prompt, TokenBatch
@@ -25,6 +26,7 @@ from tl_edit.trace.settings import (
     check_finite,
     check_subject,
     check_texts,
+    nothing_corrupted,
     positions_of,
     word_around,
 )
@@ -47,7 +49,7 @@ class _Question:
 def causal_trace(
     model: Model,
     prompt: str,
-    subject: str,
+    subject: str = "",
     *,
     answer: str | None = None,
     other_answer: str | None = None,
@@ -79,7 +81,7 @@ def causal_trace(
     Args:
         model: A HookedTransformer or TransformerBridge; applied edits and your own hooks count.
         prompt: Text whose next token is the answer.
-        subject: The subject as it stands in the prompt (first occurrence).
+        subject: The subject as it stands in the prompt (first occurrence); there is none by default.
         answer: The answer to follow, of one or more tokens (their joint probability, teacher-forced); None for the
             token that the clean run predicts. One that the model does not predict is traced with a warning.
         other_answer: The second answer of ``measure="logit_diff"``, one token.
@@ -135,6 +137,8 @@ def causal_trace(
     check_subject(asked, subject, bos)
     chosen = positions_of(asked, positions)
     level = 3  # of the user's line; no_grad's wrapper is one
+    if counterfactual is None and (said := nothing_corrupted(settings.noise)):
+        warnings.warn(said, stacklevel=level)
     word = word_around(prompt, subject)
     if word is not None:
         warnings.warn(
@@ -263,8 +267,8 @@ def _corruption(
         length = len(question.prompt.tokens)
         if len(other) != length:
             raise ValueError(
-                f"{OPERATION}: the counterfactual {counterfactual!r} is {len(other)} tokens and the prompt {length}; "
-                "expected as many; choose a subject with as many tokens."
+                f"{OPERATION}: the counterfactual {counterfactual!r} is {counted(len(other), 'token')} and the prompt "
+                f"{length}; expected as many; choose a subject with as many tokens."
             )
         differs = (other != question.prompt.tokens).nonzero()
         if not len(differs):

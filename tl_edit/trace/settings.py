@@ -12,6 +12,7 @@ from torch import Tensor
 from tl_edit import host
 from tl_edit.digest import digest
 from tl_edit.host import Model
+from tl_edit.request import EditRequest
 from tl_edit.tokens import Prompt
 from tl_edit.trace.noise import Noise
 from tl_edit.trace.plan import KINDS, MEASURES, Kind, Measure, Severed, hook_name
@@ -212,6 +213,16 @@ def check_texts(prompt: object, subject: object, **others: object) -> None:
     Raises:
         ValueError: naming the argument.
     """
+    if isinstance(prompt, EditRequest):
+        raise ValueError(
+            f"{OPERATION}: prompt is {prompt!r}; expected its text, and the subject in it; pass request.prompt, "
+            "request.subject."
+        )
+    if subject == "":
+        raise ValueError(
+            f"{OPERATION}: the subject is missing; expected what the prompt is about, as it stands in it; pass e.g. "
+            "causal_trace(model, 'The Eiffel Tower is in', 'Eiffel Tower')."
+        )
     for name, text in {"prompt": prompt, "subject": subject, **others}.items():
         if not isinstance(text, str) and (text is not None or name in ("prompt", "subject")):
             raise ValueError(f"{OPERATION}: {name} is {text!r}; expected a string.")
@@ -220,6 +231,16 @@ def check_texts(prompt: object, subject: object, **others: object) -> None:
             f"{OPERATION}: the subject {subject!r} begins or ends with white space, which can take a token of its "
             f"neighbours with it; expected the name alone; pass {subject.strip()!r}."
         )
+
+
+def nothing_corrupted(noise: Noise) -> str:
+    """What to warn of where noise is none; empty for other noise."""
+    if not noise.is_nothing:
+        return ""
+    return (
+        f"{OPERATION}: the noise is {noise!r}, so nothing is corrupted and no restored state can have an effect; "
+        "expected some noise; leave noise out for 3 standard deviations, or go on if this is meant."
+    )
 
 
 def check_subject(asked: Prompt, subject: str, bos: bool) -> None:
