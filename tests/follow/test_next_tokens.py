@@ -280,7 +280,8 @@ def test_ranks_are_from_one_as_in_traces_and_from_zero_in_the_component_which_sa
     assert int(lens.to_dataframe()["rank"].iloc[-1]) == 1
     view = found.view()
     assert view.parts[0].props["correctTokenRank"][-1] == 0
-    assert "counts ranks from 0" in view.note
+    assert "ranks from 0, as circuitsvis counts them" in view.note
+    assert ">1</td>" in view.static
     assert "redder, the likelier" in view.note
 
 

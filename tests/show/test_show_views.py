@@ -32,7 +32,7 @@ def log_probs_view(tokens=TOKENS, heading="log-probabilities"):
     given = {
         "likeliest": {name: [list(tokens[:3])] * n for name in ("before", "after")},
         "log_probs": {name: -random(n, 3).abs() for name in ("before", "after")},
-        "ranks": {name: torch.arange(n) for name in ("before", "after")},
+        "ranks": {name: torch.arange(1, n + 1) for name in ("before", "after")},
         "own": {name: -random(n).abs() for name in ("before", "after")},
     }
     return show.log_probs_view(tokens, **given, heading=heading)
@@ -180,14 +180,14 @@ def test_infinities_are_at_the_ends_of_the_scale_and_do_not_set_it(dtype):
     assert "-inf" in said.static
 
 
-def test_ranks_are_from_zero_with_and_without_scripts():
+def test_ranks_are_from_one_without_scripts_and_as_the_component_counts_with_them():
     view = show.log_probs_view(
         ["a", "b"], {"n": [["b"]]}, {"n": -random(1, 1).abs()}, {"n": torch.tensor([7])}, {"n": random(1)}, heading="h"
     )
-    assert view.parts[0].props["correctTokenRank"] == [7]
+    assert view.parts[0].props["correctTokenRank"] == [6]
     assert "<td" in view.static
     assert ">7</td>" in view.static
-    assert "rank from 0" in view.static
+    assert ">rank</th>" in view.static
     assert "ranks from 0" in view.note
 
 

@@ -45,8 +45,7 @@ def check_edit(model: Model, edit: object, operation: str, why: str, *, allow_mi
             "model without it; undo it or take the hooks off, or go on if this is meant.",
             stacklevel=3,
         )
-    # Checks the shapes, and the weights unless that is not wanted.
-    edit.hooks(model, allow_mismatch=allow_mismatch)
+    edit.check_fits(model, operation, allow_mismatch=allow_mismatch)
 
 
 def checked_edits(edits: object, operation: str) -> tuple[Edit, ...]:

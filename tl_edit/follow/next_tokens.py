@@ -1,7 +1,7 @@
 """What a model says behind every token of a prompt and its answer, without and with an edit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +20,6 @@ MAX_ROWS = 50
 """Tokens in the table of a notebook."""
 MAX_POINTS = 24
 """Tokens in a figure."""
-THEIR_OWN = (
-    "The redder, the likelier: circuitsvis has no other colours here, and counts ranks from 0. In all other pictures "
-    "blue is more, and ranks are counted from 1."
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -67,15 +63,14 @@ class NextTokens(Followed):
         Its colours are its own, the redder, the likelier, and so are its ranks, which it counts from 0.
         """
         by_run = range(len(self.runs))
-        view = show.log_probs_view(
+        return show.log_probs_view(
             self.tokens,
             {self.runs[i]: self.top_tokens[i] for i in by_run},
             {self.runs[i]: self.top_log_prob[i] for i in by_run},
-            {self.runs[i]: self.rank[i] - 1 for i in by_run},
+            {self.runs[i]: self.rank[i] for i in by_run},
             {self.runs[i]: self.log_prob[i] for i in by_run},
             heading=self.heading("Next tokens"),
         )
-        return replace(view, note=f"{view.note} {THEIR_OWN}")
 
     def view_change(self) -> show.View:
         """Tokens coloured by their probability before and after, and by the difference.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_edit import attach, forward, host, tokens
-from tl_edit.edit import Edit, LowRank, edits_on
+from tl_edit.edit import Edit, LowRank
 from tl_edit.host import Model
 from tl_edit.memory.read import AnyTexts, Memories, Settings, read_memories
 from tl_edit.memory.result import KeyValueMemory
@@ -188,9 +188,8 @@ def edit_memory(
             f"{operation}: {edit!r} changes nothing, as its changes are zero or cancel; expected an edit that wrote "
             "something; pass one that was not multiplied by 0 or taken from itself."
         )
-    off = edit not in edits_on(model, operation)
-    # Also where they are not used they are asked for, as that checks shapes and weights.
-    hooks = edit.hooks(model, allow_mismatch=allow_mismatch) if off else []
+    applied = edit.check_fits(model, operation, allow_mismatch=allow_mismatch)
+    hooks = [] if applied else edit.hooks(model, allow_mismatch=True)
     subjects = [request.subject for request in edit.requests]
     memories = [
         _factors(layer, delta.left, delta.right, subjects, -1 if negative else 1)

@@ -103,7 +103,7 @@ def log_probs_view(
         tokens: One more than there are predictions: the last is only predicted.
         likeliest: Of each place, the tokens that are the likeliest next, by name.
         log_probs: Their log-probabilities.
-        ranks: Of each place, the rank of the token that follows, from 0.
+        ranks: Of each place, the rank of the token that follows, from 1; the component counts from 0.
         own: Its log-probability.
         heading: Text above.
     """
@@ -114,7 +114,7 @@ def log_probs_view(
             "prompt": list(map(for_components, tokens[start:])),
             "topKLogProbs": _plain(log_probs[name][start:, :MAX_LIKELIEST], NEVER),
             "topKTokens": [list(map(for_components, several[:MAX_LIKELIEST])) for several in likeliest[name][start:]],
-            "correctTokenRank": ranks[name][start:].tolist(),
+            "correctTokenRank": (ranks[name][start:] - 1).tolist(),
             "correctTokenLogProb": _plain(own[name][start:], NEVER),
         }
         rows = [
@@ -129,11 +129,12 @@ def log_probs_view(
             )
             for i in range(start, len(tokens) - 1)
         ]
-        static = table(rows, columns=("token", "log p", "rank from 0", "likeliest here"))
+        static = table(rows, columns=("token", "log p", "rank", "likeliest here"))
         parts.append(Part(component="TokenLogProbs", props=props, static=static, title=name))
     note = (
-        "Colours: probability of each token behind those before it. Hover over a token for the likeliest in its place: "
-        "log-probabilities in nats, ranks from 0."
+        "Colours: probability of each token behind those before it, the redder, the likelier (circuitsvis has no "
+        "others here). Hover over a token for the likeliest in its place: log-probabilities in nats, ranks from 0, as "
+        "circuitsvis counts them."
     )
     return View(parts=tuple(parts), heading=heading, note=note + _left_out(start, "tokens"), beside=True)
 

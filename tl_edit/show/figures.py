@@ -66,7 +66,7 @@ def plot_heatmaps(
     height = 0.6 + 0.22 * min(len(rows), MOST_LABELS)
     size = (2.7 * across + 0.09 * min(widest, 40) + 0.8, (height + 0.6) * lines + 0.3 * bool(heading))
     made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=f", or choose with {choice}=")
-    top = max(1e-9, largest(tables))
+    top = largest(tables) or 1.0
     tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
     bounds = (-top, top) if low is None else (low, max([low + 1e-9, *tops]))
     shared = len(set(colours)) == 1
@@ -106,7 +106,7 @@ def plot_matrix(
     """
     size = tuple(min(12.0, 2.6 + 0.42 * n) for n in (len(columns), len(rows)))
     made, axis = one_axes(ax, (size[0] + 1.2, size[1]))
-    top = max(1e-9, largest([table]))
+    top = largest([table]) or 1.0
     mesh = axis.pcolormesh(table.numpy(), cmap=BOTH_WAYS, vmin=-top, vmax=top)
     axis.invert_yaxis()
     _label_rows(axis, rows)

@@ -193,8 +193,9 @@ class CausalTrace:
         effect, size = self.total_effect, max(abs(self.clean), abs(self.corrupted))
         if self.measure == "kl" or effect > 0.05 * size:
             return ""
-        what = "raises" if effect < -0.05 * size else "hardly changes"
-        return f". The noise {what} this, so there is nothing to bring back, and colours show next to nothing"
+        if effect < -0.05 * size:
+            return ". The noise raises this, so there is nothing to bring back: red takes away what the noise has added"
+        return ". The noise hardly changes this, so there is nothing to bring back, and colours show next to nothing"
 
     def _repr_html_(self) -> str:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
