@@ -8,6 +8,7 @@ import pytest
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.filterwarnings("error:.*_edit:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*does not predict")
 def test_the_python_blocks_run(tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), flags=re.DOTALL)
