@@ -15,7 +15,7 @@ from tl_edit.show.view import View, library_script
 STYLE = (
     "body{font-family:sans-serif;font-size:14px;max-width:1100px;margin:24px auto;padding:0 16px;line-height:1.5}"
     "@media (prefers-color-scheme:dark){body{background:#161616;color:#e4e4e4}}"
-    "section{margin:24px 0;overflow-x:auto}img{max-width:100%}"
+    "section{margin:16px 0;overflow-x:auto}h2{margin:24px 0 0}p{margin:0}img{max-width:100%}"
 )
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """The page may run what is in it and fetch nothing."""
