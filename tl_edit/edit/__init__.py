@@ -2,7 +2,7 @@
 
 from tl_edit.edit.base import Base
 from tl_edit.edit.collateral import Collateral
-from tl_edit.edit.edit import AS_HOOKS, Edit, added_again, applied_edits, edits_on, undo_edits
+from tl_edit.edit.edit import AS_HOOKS, Edit, applied_edits, edits_on, undo_edits, warn_of_twice
 from tl_edit.edit.ledger import check_untouched, forget_edits
 from tl_edit.edit.low_rank import LowRank, plus
 
@@ -12,11 +12,11 @@ __all__ = [
     "Collateral",
     "Edit",
     "LowRank",
-    "added_again",
     "applied_edits",
     "check_untouched",
     "edits_on",
     "forget_edits",
     "plus",
     "undo_edits",
+    "warn_of_twice",
 ]

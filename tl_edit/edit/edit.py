@@ -372,10 +372,16 @@ def applied_edits(model: Model) -> list[Edit]:
     return edits_on(model, "listing the applied edits")
 
 
-def added_again(model: Model, hooks: Sequence[NamedHook]) -> Edit | None:
-    """An applied edit that some hooks add once more; None where there is none."""
-    applied = cast(list[Edit], ledger_of(model).settle(model).changes)
-    return next((edit for edit in applied if any(scale > 0 for scale in scales_of(edit, hooks))), None)
+def warn_of_twice(model: Model, hooks: Sequence[NamedHook], operation: str, *, stacklevel: int) -> None:
+    """Warn of an applied edit that some hooks add once more."""
+    for edit in cast(list[Edit], ledger_of(model).settle(model).changes):
+        if any(scale > 0 for scale in scales_of(edit, hooks)):
+            warnings.warn(
+                f"{operation}: {edit!r} is applied to this model, and hooks adds it once more; expected it once; call "
+                "edit.undo(model) first, or go on if this is meant.",
+                stacklevel=stacklevel + 1,
+            )
+            return
 
 
 def undo_edits(model: Model) -> list[Edit]:

@@ -9,7 +9,7 @@ from tl_edit import host, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.counted import counted
 from tl_edit.data import EditRecord, as_records
-from tl_edit.edit import AS_HOOKS, Edit, added_again
+from tl_edit.edit import AS_HOOKS, Edit, warn_of_twice
 from tl_edit.evaluate.generation import Generation
 from tl_edit.evaluate.judge import Judge, check_neighborhood
 from tl_edit.evaluate.result import Evaluation
@@ -78,13 +78,7 @@ def evaluate(
     check_neighborhood(listed, OPERATION, distracted=distracted, kl=kl)
     _warn_of_subjects(listed, edit)
     applied = edit is not None and edit.check_fits(model, OPERATION, hooks=ready, otherwise=AS_HOOKS)
-    twice = added_again(model, ready)
-    if twice is not None:
-        warnings.warn(
-            f"{OPERATION}: {twice!r} is applied to this model, and hooks adds it once more; expected it once; call "
-            "edit.undo(model) first, or go on if this is meant.",
-            stacklevel=2,
-        )
+    warn_of_twice(model, ready, OPERATION, stacklevel=2)
     if kl or asked:
         _check_comparable(kl, edit, ready, applied=applied)
     bos = tokens.resolve_bos(model, prepend_bos)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_edit import forward, host, show, tokens
 from tl_edit.attach import as_hooks
 from tl_edit.counted import counted
-from tl_edit.edit import AS_HOOKS, Edit, added_again
+from tl_edit.edit import AS_HOOKS, Edit, warn_of_twice
 from tl_edit.edit.as_hooks import is_hooked
 from tl_edit.host import HookFn, Model, NamedHook, Provenance
 
@@ -140,13 +140,7 @@ class Runs:
                 "both runs; expected a model without them; take them off, or go on if this is meant.",
                 stacklevel=3,
             )
-        twice = added_again(model, ready)
-        if twice is not None:
-            warnings.warn(
-                f"{operation}: {twice!r} is applied to this model, and hooks adds it once more; expected it once; call "
-                "edit.undo(model) first, or go on if this is meant.",
-                stacklevel=3,
-            )
+        warn_of_twice(model, ready, operation, stacklevel=3)
         if edit is not None:
             prepend_bos = edit.provenance.prepend_bos if prepend_bos is None else prepend_bos
         bos = tokens.resolve_bos(model, prepend_bos)
