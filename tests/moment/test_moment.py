@@ -270,6 +270,19 @@ def test_a_moment_shows_what_was_measured_and_its_spectrum():
     assert "layer 2, d_mlp 4, 40 tokens without BOS of &lt;b&gt;" in both._repr_html_()
 
 
+def test_there_are_no_more_directions_than_tokens():
+    """What rounding makes of the others is no spectrum."""
+    matrix = torch.diag(torch.tensor([4.0, 1.0, 1e-8, 1e-9], dtype=torch.float64))
+    few = SecondMoment(layer=0, matrix=matrix, count=2)
+    assert "not possible: fewer tokens than dimensions" in few._repr_html_()
+    assert "not possible" not in replace(few, ridge=0.1)._repr_html_()
+    pytest.importorskip("matplotlib")
+    (line,) = few.plot().lines
+    assert line.get_label() == "layer 0: 0.5 tokens per dimension, 2 eigenvalues of 0"
+    (line,) = replace(few, count=4).plot().lines
+    assert line.get_label() == "layer 0: 1.0 tokens per dimension"
+
+
 def test_moments_in_a_folder_are_not_read_for_a_table(tmp_path):
     SecondMoments([SecondMoment(layer=0, matrix=torch.eye(4).double(), count=9)]).save(tmp_path)
     assert "read when it is asked for" in SecondMoments.load(tmp_path)._repr_html_()

@@ -138,7 +138,7 @@ def test_heatmaps_share_a_scale():
     tables = [torch.tensor([[0.1, -3.0]]), torch.tensor([[0.5, math.nan]])]
     assert clims(heatmaps(tables)) == {(0.0, 0.5)}
     assert clims(heatmaps(tables, low=None)) == {(-3.0, 3.0)}
-    assert clims(heatmaps([torch.full((1, 2), math.nan)] * 2)) == {(0.0, 1e-9)}
+    assert clims(heatmaps([torch.full((1, 2), math.nan)] * 2)) == {(0.0, 0.01)}
 
 
 def test_infinities_have_the_colours_at_the_ends():
@@ -239,6 +239,36 @@ def test_bars_have_their_intervals_and_a_dash_for_what_is_not_there():
 def test_an_interval_that_leaves_its_value_out_draws():
     one = torch.tensor([0.5])
     assert drawn(show.plot_bars({"a": one}, None, groups=["x"], ylabel="u", intervals={"a": (one + 1e-9, one - 1e-9)}))
+
+
+def test_numbers_of_bars_that_go_down_stand_below_them():
+    axis = show.plot_bars({"a": torch.tensor([5.0, -5.0])}, None, groups=["up", "down"], ylabel="%")
+    up, down = axis.texts
+    assert (up.get_va(), down.get_va()) == ("bottom", "top")
+    assert (up.xy[1], down.xy[1]) == (5.0, -5.0)
+
+
+def test_names_of_groups_have_room():
+    """They would be written over each other."""
+    groups = [f"key {i}\nneighborhood success" for i in range(9)]
+    axis = show.plot_bars({"a": torch.arange(9.0)}, None, groups=groups, ylabel="%")
+    axis.figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
+@pytest.mark.parametrize(("low", "extend"), [(0.0, "min"), (-3.0, "neither"), (None, "neither")])
+def test_a_scale_says_that_values_lie_below_it(low, extend):
+    axis = heatmaps([torch.tensor([[0.1, -3.0, math.nan]])], low=low)
+    assert axis.collections[0].colorbar.extend == extend
+
+
+def test_a_narrow_scale_has_numbers_that_can_be_read():
+    axis = heatmaps([torch.tensor([[0.3237, 0.3238]])], low=0.3237)
+    axis.figure.canvas.draw()
+    scale = axis.collections[0].colorbar.ax.yaxis
+    assert not scale.get_offset_text().get_text()
+    assert len({label.get_text() for label in scale.get_ticklabels()}) > 1
 
 
 def test_lying_bars_begin_at_the_top():

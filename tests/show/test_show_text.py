@@ -3,7 +3,7 @@ from html import unescape
 import pytest
 from hostile import TOKENS, Document
 
-from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, for_components, visible
+from tl_edit.show.text import ZERO_WIDTH_SPACE, cell_text, ending, for_components, visible
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,12 @@ def test_components_read_the_same_as_html_and_as_text(token):
     assert Document(shown).tags == []
     assert Document(shown).text == unescape(shown) == shown
     assert shown.replace(ZERO_WIDTH_SPACE, "") == visible(token)
+
+
+def test_the_end_of_a_text_has_whole_tokens():
+    words = ["<|endoftext|>", "People", " often", " talk"]
+    assert ending([], 5) == ""
+    assert ending(words, 99) == "".join(words)
+    assert ending(words, 20) == "…People often talk"
+    assert ending(words, 12) == "… often talk"
+    assert ending(["abcdefgh"], 5) == "…efgh"

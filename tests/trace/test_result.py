@@ -116,6 +116,25 @@ def test_next_to_nothing_is_not_shown_as_a_finding(trace, clean, corrupted, word
     assert words in shown if words else "next to nothing" not in shown
 
 
+def test_where_the_noise_raises_what_is_measured_the_figure_shows_what_restoring_takes_away(trace):
+    raised = dataclasses.replace(trace, clean=0.0, corrupted=float(trace.restored.max()))
+    pytest.importorskip("matplotlib")
+    lower, upper = raised.plot()[0].collections[0].get_clim()
+    assert lower == -upper < 0
+    ordinary = dataclasses.replace(trace, clean=0.9, corrupted=0.1).plot()[0].collections[0].get_clim()
+    assert ordinary[0] == 0.1
+
+
+def test_a_severed_trace_says_so(trace):
+    cut = dataclasses.replace(trace, severed="mlp_out")
+    assert "MLP outputs severed" in repr(cut)
+    assert "restoring the block output, MLP outputs severed" in cut._repr_html_()
+    assert "MLP outputs severed" in cut.view_tokens().heading
+    assert "severed" not in repr(trace) + trace._repr_html_()
+    pytest.importorskip("matplotlib")
+    assert "MLP outputs severed" in cut.plot()[0].figure.get_suptitle()
+
+
 @pytest.mark.parametrize("measure", ["prob", "kl", "log_prob"])
 def test_without_noise_there_is_a_warning_and_the_pictures_are_blank(measure):
     with pytest.warns(UserWarning, match=r"^causal_trace: the noise is .*, so nothing is corrupted"):

@@ -54,7 +54,11 @@ def add(commands: Any) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--samples", type=int, default=10, metavar="N", help="noise draws (default: 10)")
     how.add_argument(
-        "--noise", type=float, default=3.0, metavar="X", help="in standard deviations of the embeddings (default: 3)"
+        "--noise",
+        type=float,
+        default=3.0,
+        metavar="X",
+        help="in standard deviations of the subject's embeddings (default: 3)",
     )
     how.add_argument("--window", type=int, metavar="N", help="layers restored together (default: a fifth of them)")
     parser.add_argument(

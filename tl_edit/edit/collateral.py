@@ -132,9 +132,7 @@ class Collateral:
         token = show.visible(self.str_tokens[i])
         if self.of_subjects:
             return f"{show.visible(_short(self.texts[int(self.text_index[i])], 50))} [{token}]"
-        before = self.str_tokens[i - int(self.positions[i]) : i]
-        text = show.visible("".join(before)) if before else ""
-        return f"{text if len(text) <= 40 else f'…{text[-39:]}'}[{token}]"
+        return f"{show.ending(self.str_tokens[i - int(self.positions[i]) : i], 40)}[{token}]"
 
     def __repr__(self) -> str:
         most = self.top(1)[0]

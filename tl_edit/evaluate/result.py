@@ -25,6 +25,7 @@ _GROUPS: Mapping[str, Group] = {
     "A": "attribute",
 }
 """By the first letter of a metric's key."""
+_NAMED = {"PPL": "PPL (edited / unedited)"}
 _SHOWN = ("S", "ES", "PS", "NS", "NS+", "KL+", "OF", "UF", "TS", "GE", "RS", "PPL")
 """What the representation shows."""
 
@@ -307,7 +308,11 @@ class Evaluation:
         )
 
     def __repr__(self) -> str:
-        shown = [f"{key} {show_metric(key, metric)}" for key in _SHOWN if (metric := self.metric(key)) is not None]
+        shown = [
+            f"{_NAMED.get(key, key)} {show_metric(key, metric)}"
+            for key in _SHOWN
+            if (metric := self.metric(key)) is not None
+        ]
         if self.metric("ES") is None:
             # Without true objects nothing competes; whether the new one is said is known.
             shown += [f"{key} {show_metric(key, metric)}" for key in ("EA", "PA") if (metric := self.metric(key))]

@@ -74,8 +74,7 @@ def _same(triggers: Sequence["Trigger"]) -> list[list["Trigger"]]:
 def _in_context(trigger: "Trigger") -> str:
     """The token in brackets behind what stands before it."""
     *earlier, token = trigger.tokens
-    before = show.visible("".join(earlier)) if earlier else ""
-    return f"{before if len(before) <= BEFORE else f'…{before[1 - BEFORE :]}'}[{show.visible(token)}]"
+    return f"{show.ending(earlier, BEFORE)}[{show.visible(token)}]"
 
 
 def _after(same: Sequence["Trigger"]) -> str:

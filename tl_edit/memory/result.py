@@ -355,7 +355,9 @@ class KeyValueMemory:
         layers = list(self.layer_axis)
         where = f"layers {layers}" if len(layers) > 1 else f"layer {layers[0]}"
         read = counted(self.n_tokens, "token")
-        return f"KeyValueMemory({self.title}: {self._counted()} of {where}, {read}; {self._summary()})"
+        # Rates and medians of one memory tell nothing.
+        summary = f"; {self._summary()}" if len(self.names) > 1 else ""
+        return f"KeyValueMemory({self.title}: {self._counted()} of {where}, {read}{summary})"
 
     def _counted(self) -> str:
         return counted(len(self.names), "memory", "memories")

@@ -25,6 +25,8 @@ def told(moment: "SecondMoment") -> list[tuple[str, str]]:
     rows = [("layer", str(moment.layer)), ("tokens", tokens if moment.count else "none: the identity, a control")]
     if moment.count:
         rows.append(("keys at a BOS", "count" if moment.counts_bos else "are left out"))
+        if moment.count < moment.d_mlp and not moment.ridge:
+            rows.append(("solving", "not possible: fewer tokens than dimensions; take more texts, or a ridge"))
     if moment.corpus:
         rows.append(("texts", moment.corpus))
     rows.append(("mean of the diagonal", f"{float(moment.matrix.diagonal().double().mean()):.3g}"))
@@ -47,6 +49,8 @@ def plot_spectra(moments: Sequence["SecondMoment"], ax: Any) -> Any:
     for moment in moments:
         values = moment.eigenvalues
         positive = values > ROUNDING * values.max()
+        if moment.count:
+            positive[moment.count :] = False  # no more directions than tokens; the rest is the sums' rounding
         none = int((~positive).sum())
         per_dimension = f"{moment.count / moment.d_mlp:.1f} tokens per dimension" if moment.count else "identity"
         zeros = f", {counted(none, 'eigenvalue')} of 0" if none else ""

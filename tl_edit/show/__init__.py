@@ -13,7 +13,7 @@ from tl_edit.show.heatmaps import heatmaps_html
 from tl_edit.show.marked import Marked, marked_table
 from tl_edit.show.page import page, save_html
 from tl_edit.show.tables import frame, frame_of_rows, table
-from tl_edit.show.text import spaced, visible
+from tl_edit.show.text import ending, spaced, visible
 from tl_edit.show.view import View
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Marked",
     "View",
     "attention_view",
+    "ending",
     "frame",
     "frame_of_rows",
     "heatmaps_html",

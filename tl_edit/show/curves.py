@@ -179,7 +179,9 @@ def plot_bars(
         intervals = {name: (low[:MOST_BARS], high[:MOST_BARS]) for name, (low, high) in (intervals or {}).items()}
     n = len(groups) * (len(bars) + 0.6)
     longest = 0.07 * min(80, max(map(len, groups), default=0))
-    made, axis = one_axes(ax, (3.5 + longest, 1.4 + 0.24 * n) if flat else (min(14.0, 2.4 + 0.34 * n), 3.8))
+    # Names of groups stand side by side, a line of them as wide as its letters.
+    named = 0.085 * sum(2 + max(map(len, group.split("\n"))) for group in groups)
+    made, axis = one_axes(ax, (3.5 + longest, 1.4 + 0.24 * n) if flat else (1.0 + max(named, 1.4 + 0.34 * n), 3.8))
     width = 0.8 / max(1, len(bars))
     ink, paper = (extra("matplotlib.pyplot", "plot").rcParams[name] for name in ("text.color", "axes.facecolor"))
     drawn: list[Any] = []
@@ -192,7 +194,7 @@ def plot_bars(
         if intervals and name in intervals:
             _add_whiskers(axis, places, values, ends, flat, ink)
         if len(bars) * len(groups) <= MOST_NUMBERS:
-            _add_numbers(axis, places, values, ends[1], flat)
+            _add_numbers(axis, places, values, ends, flat)
     label_places(axis, range(len(groups)), groups, rows=flat)
     axis.axvline(0, color=GREY, linewidth=0.8) if flat else axis.axhline(0, color=GREY, linewidth=0.8)
     if flat:
@@ -277,13 +279,17 @@ def _add_whiskers(axis: Any, places: Sequence[float], values: Values, ends: Inte
     axis.errorbar(*where, **{"xerr" if flat else "yerr": sizes}, fmt="none", ecolor=ink, elinewidth=1.2, capsize=2.5)
 
 
-def _add_numbers(axis: Any, places: Sequence[float], values: Values, above: Values, flat: bool) -> None:
-    """The values at the ends of their bars; a dash for what is not there."""
-    for place, value, end in zip(places, map(float, values), map(float, above), strict=True):
-        at = 0.0 if value != value else value if end != end else max(value, end)
+def _add_numbers(axis: Any, places: Sequence[float], values: Values, ends: tuple[Values, Values], flat: bool) -> None:
+    """The values beyond the ends of their bars; a dash for what is not there."""
+    for place, value, low, high in zip(places, *(map(float, each) for each in (values, *ends)), strict=True):
+        down = value < 0
+        end = low if down else high
+        at = 0.0 if value != value else value if end != end else min(value, end) if down else max(value, end)
         text = "–" if value != value else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-        look: dict[str, Any] = {"ha": "left", "va": "center"} if flat else {"ha": "center", "va": "bottom"}
-        shift = (4, 0) if flat else (0, 2)
+        sides = {"ha": "right" if down else "left", "va": "center"}
+        look: dict[str, Any] = sides if flat else {"ha": "center", "va": "top" if down else "bottom"}
+        away = -1 if down else 1
+        shift = (4 * away, 0) if flat else (0, 2 * away)
         place_at = (at, place) if flat else (place, at)
         axis.annotate(text, place_at, shift, textcoords="offset points", fontsize="x-small", **look)
 

@@ -68,7 +68,10 @@ def plot_heatmaps(
     made, axes = several_axes(ax, len(tables), size, lines, what="heatmaps", hint=f", or choose with {choice}=")
     top = largest(tables) or 1.0
     tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
-    bounds = (-top, top) if low is None else (low, max([low + 1e-9, *tops]))
+    # A scale of one per cent at least, whose numbers can be told apart.
+    bounds = (-top, top) if low is None else (low, max([low + 0.01 * (abs(low) or 1.0), *tops]))
+    below = low is not None and any(bool((table < low - 0.01 * (bounds[1] - low)).any()) for table in tables)
+    beyond = "min" if below else "neither"
     shared = len(set(colours)) == 1
     mesh: Any = None
     for i, (axis, table, title, colour) in enumerate(zip(axes, tables, titles, colours, strict=True)):
@@ -82,9 +85,9 @@ def plot_heatmaps(
         say(axis, xlabels[i] if xlabels else "layer", "", title)
         if made is None or not shared:
             last = made is None or i % across == across - 1
-            add_scale(axis, mesh, unit if last else "", aspect=30)
+            add_scale(axis, mesh, unit if last else "", aspect=30, extend=beyond)
     if made is not None and shared:
-        add_scale(axes, mesh, unit, aspect=30)
+        add_scale(axes, mesh, unit, aspect=30, extend=beyond)
     return fitted(made, axes[0] if len(axes) == 1 else axes, heading)
 
 
@@ -143,7 +146,7 @@ def several_axes(
             pyplot.close(made)
         return made, list(axes.flat)
     several: Any = ax.flat if hasattr(ax, "flat") else ax
-    given: list[Any] = list(several) if hasattr(several, "__iter__") else [ax]
+    given: list[Any] = list(several) if hasattr(several, "__iter__") and not isinstance(several, str) else [ax]
     wrong = [each for each in given if not isinstance(each, extra("matplotlib.axes", "plot").Axes)]
     advice = f"pass those of pyplot.subplots(), or ax=None for a new figure{hint}."
     if wrong:
@@ -253,4 +256,5 @@ def add_scale(axes: Any, shaded: Any, unit: str, **look: Any) -> Any:
     bar = first.figure.colorbar(shaded, ax=axes, **look)
     bar.set_label(drawable(unit), parse_math=False)
     bar.outline.set_visible(False)
+    bar.formatter.set_useOffset(False)
     return bar

@@ -12,7 +12,7 @@ from tl_edit.show.text import cell_text, literal
 from tl_edit.show.view import card
 
 CELL = "text-align:left;vertical-align:top;padding:4px 14px 4px 0;border-top:1px solid rgba(128,128,128,.4)"
-FRAME = "outline:1px solid #888;outline-offset:1px"
+FRAME = "outline:1px solid #888;outline-offset:-1px;padding:0 2px"
 """Seen on white and on black."""
 
 

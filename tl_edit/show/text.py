@@ -1,6 +1,7 @@
 """Tokens as people see them: nothing is invisible, and nothing is taken for markup."""
 
 import re
+from collections.abc import Sequence
 from html import escape
 
 ZERO_WIDTH_SPACE = "\u200b"
@@ -31,6 +32,19 @@ def spaced(token: str) -> str:
 def drawable(text: str) -> str:
     """A text for matplotlib, in the same lines: nothing turns others round, and no half of a character stops it."""
     return "\n".join(map(_named, text.split("\n")))
+
+
+def ending(tokens: Sequence[str], most: int) -> str:
+    """The last tokens as one text of so many letters at most, none of them in part unless it alone is longer."""
+    if not tokens:
+        return ""
+    text = visible("".join(tokens))
+    if len(text) <= most:
+        return text
+    first = len(tokens) - 1
+    while first > 0 and len(visible("".join(tokens[first - 1 :]))) < most:
+        first -= 1
+    return f"…{visible(''.join(tokens[first:]))[1 - most :]}"
 
 
 def cell_text(token: str) -> str:

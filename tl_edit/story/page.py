@@ -19,8 +19,8 @@ from tl_edit.story.answers import asked
 from tl_edit.story.terminal import Told
 
 RESTORING = (
-    "Noise on the subject's embeddings takes the answer away. Then one state after another is put back as it was "
-    "without noise: blue is where that brings the answer back (Meng et al. 2022, section 2)."
+    "The subject's embeddings are spoiled by noise. Then one state after another is put back as it was without noise: "
+    "blue is where that brings the answer back, as far as the noise has taken it away (Meng et al. 2022, section 2)."
 )
 BY_LAYER = "The same by layer, on the tokens themselves."
 
@@ -91,7 +91,10 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
     yield f"What the model says next after “{request.prompt}”, before and after the edit."
     yield after
     yield "# 2 Where it is kept"
-    yield f"{RESTORING} A model that looked the fact up nowhere in particular would be evenly pale."
+    yield (
+        f"{RESTORING} The last token of the last layers brings it all back in any model; blue at the subject says "
+        "that the fact is looked up there."
+    )
     yield told.trace
     yield BY_LAYER
     yield told.trace.view_tokens()
@@ -148,7 +151,7 @@ def _chapters(model: Model, told: Told, texts: Sequence[str]) -> Iterator[object
     yield _or_why(lambda: edit_memory(model, edit, [request.prompt, *texts], n_triggers=8, progress=False))
     yield "# 10 Undone"
     yield (
-        f"SHA-256 of W_out before {told.weights_before}, now {told.weights_now}: "
+        f"The first half of the SHA-256 of W_out before {told.weights_before}, now {told.weights_now}: "
         + ("bit-identical." if told.restored else "NOT restored.")
     )
 

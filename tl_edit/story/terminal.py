@@ -191,7 +191,7 @@ class Story:
         again = evaluate(self.model, record)
         same = now == weights and again.scores == before.scores
         verdict = "[green]bit-identical[/]" if same else "[bold red]NOT restored[/]"
-        self.console.print(f"  W_out before  sha256 {weights}\n  W_out now     sha256 {now}\n  {verdict}")
+        self.console.print(f"  W_out before  sha256 {weights}…\n  W_out now     sha256 {now}…\n  {verdict}")
         if same:
             self.console.print("  and every probability above is again exactly what it was.")
         return same

@@ -169,11 +169,28 @@ class CausalTrace:
     def titles(self) -> list[str]:
         """What each picture shows."""
         single = {"resid_post": "", "mlp_out": f", window of {self.window}", "attn_out": f", window of {self.window}"}
-        return [f"restoring the {KIND_NAMES[kind]}{single[kind]}" for kind in self.kinds]
+        return [f"restoring the {KIND_NAMES[kind]}{single[kind]}{self._cut_off()}" for kind in self.kinds]
+
+    def _cut_off(self) -> str:
+        return "" if self.severed is None else f", {KIND_NAMES[self.severed]}s severed"
+
+    @property
+    def _clean(self) -> float:
+        return _without_rounding(self.clean, self.measure)
+
+    @property
+    def _corrupted(self) -> float:
+        return _without_rounding(self.corrupted, self.measure)
 
     def measured(self) -> str:
         """What was measured, in words."""
         return MEASURE_NAMES[self.measure].format(answer=self.answer, other=self.other_answer)
+
+    @property
+    def part_lost(self) -> float:
+        """The total effect over the larger of what is measured without and with the noise; below 0 where it raises."""
+        size = max(abs(self.clean), abs(self.corrupted))
+        return 0.0 if self._is_nothing or not size else self.total_effect / size
 
     @property
     def _is_nothing(self) -> bool:
@@ -190,17 +207,16 @@ class CausalTrace:
         """What keeps a reader from seeing a finding in next to nothing, which fills the colours as well."""
         if self._is_nothing:
             return ". The corrupted runs are as the clean one, so there is nothing to bring back"
-        effect, size = self.total_effect, max(abs(self.clean), abs(self.corrupted))
-        if self.measure == "kl" or effect > 0.05 * size:
+        if self.measure == "kl" or self.part_lost > 0.05:
             return ""
-        if effect < -0.05 * size:
+        if self.part_lost < -0.05:
             return ". The noise raises this, so there is nothing to bring back: red takes away what the noise has added"
         return ". The noise hardly changes this, so there is nothing to bring back, and colours show next to nothing"
 
     def _repr_html_(self) -> str:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
-            f"{self.measured()}: clean {self.clean:.3f}, corrupted {self.corrupted:.3f} "
+            f"{self.measured()}: clean {self._clean:.3f}, corrupted {self._corrupted:.3f} "
             f"({self.corruption}, {counted(self.n_samples, 'sample')}){self._remark()}"
         )
         return show.heatmaps_html(
@@ -215,8 +231,9 @@ class CausalTrace:
     def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
         """Heatmaps like the paper's figure 1: tokens as rows, ``*`` on the subject, layers as columns, one scale.
 
-        As in the paper, the scale begins at the corrupted value: what restoring lowers is not shown. The picture in a
-        notebook shows it.
+        As in the paper, the scale begins at the corrupted value: what restoring lowers further has the palest colour,
+        and the scale an arrow. The picture in a notebook shows it. Where the noise brought nothing down, the scale is
+        that picture's, of the indirect effect both ways.
 
         Args:
             ax: Axes to draw into: one for each kind, or a single one with ``kind``; None makes new ones.
@@ -230,18 +247,24 @@ class CausalTrace:
             ValueError: If the trace does not have the kind, or the number of axes is another.
         """
         chosen = self.kinds if kind is None else (kind,)
-        effects = [self.of(each).T for each in chosen]
-        nothing = self._is_nothing
-        heading = f"{self.prompt} → {self.answer.strip()}: clean {self.clean:.3g}, corrupted {self.corrupted:.3g}"
+        for each in chosen:
+            self.of(each)  # refuses what there is none of
+        effects = [self._effects()[self.kinds.index(each)].T for each in chosen]
+        both_ways = self._is_nothing or self.part_lost < -0.05
+        what = "" if self.measure == "prob" else f"{self.measure} "
+        heading = (
+            f"{self.prompt} → {self.answer.strip()}: {what}clean {self._clean:.3g}, corrupted "
+            f"{self._corrupted:.3g}{self._cut_off()}"
+        )
         return show.plot_heatmaps(
-            [torch.zeros_like(effect) if nothing else effect + self.corrupted for effect in effects],
+            [effect if both_ways else effect + self.corrupted for effect in effects],
             ax,
             titles=[f"restoring the {KIND_NAMES[each]}" for each in chosen],
             rows=self.marked_tokens(),
             columns=[str(layer) for layer in self.layers],
-            colours=[show.BOTH_WAYS if nothing else COLOURS[each] for each in chosen],
-            low=None if nothing else self.corrupted,
-            unit=f"indirect effect ({self.measure})" if nothing else self.measured(),
+            colours=[show.BOTH_WAYS if both_ways else COLOURS[each] for each in chosen],
+            low=None if both_ways else self.corrupted,
+            unit=f"indirect effect ({self.measure})" if both_ways else self.measured(),
             heading=heading + self._remark(),
             xlabels=layer_labels(chosen, self.window),
         )
@@ -253,17 +276,26 @@ class CausalTrace:
             self._effects().transpose(1, 2),
             [KIND_NAMES[kind] for kind in self.kinds],
             [str(layer) for layer in self.layers],
-            heading=f"{self.prompt} → {self.answer.strip()}: which restored state brings the answer back",
+            heading=f"{self.prompt} → {self.answer.strip()}: which restored state brings the answer back"
+            + self._cut_off(),
             unit=f"indirect effect ({self.measure}), window {self.window} for MLP and attention",
         )
 
     def __repr__(self) -> str:
         value = "" if self.measure == "prob" else f"{self.measure} "
-        return (
-            f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self.clean:.3f}, corrupted "
-            f"{self.corrupted:.3f}, {counted(len(self.kinds), 'kind')} x {counted(len(self.layers), 'layer')} x "
-            f"{counted(len(self.positions), 'position')}, window {self.window}, {self.engine})"
+        sizes = (
+            counted(len(each), noun)
+            for each, noun in ((self.kinds, "kind"), (self.layers, "layer"), (self.positions, "position"))
         )
+        return (
+            f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self._clean:.3f}, corrupted "
+            f"{self._corrupted:.3f}{self._cut_off()}, {' x '.join(sizes)}, window {self.window}, {self.engine})"
+        )
+
+
+def _without_rounding(value: float, measure: Measure) -> float:
+    """Not -0.000, which a divergence or a log-probability of nearly nothing may be."""
+    return value if measure == "prob" or abs(value) > 1e-5 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
