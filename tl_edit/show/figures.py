@@ -23,6 +23,8 @@ MOST_LABELS = 60
 MOST_NUMBERS = 12
 """Rows and columns up to which a matrix has its numbers in it."""
 GREY = "0.55"
+BELOW = "0.87"
+"""The colour of what lies below a scale."""
 
 
 def plot_heatmaps(
@@ -70,12 +72,15 @@ def plot_heatmaps(
     tops = [float(values.max()) for table in tables if (values := table[table.isfinite()]).numel()]
     # A scale of one per cent at least, whose numbers can be told apart.
     bounds = (-top, top) if low is None else (low, max([low + 0.01 * (abs(low) or 1.0), *tops]))
-    below = low is not None and any(bool((table < low - 0.01 * (bounds[1] - low)).any()) for table in tables)
-    beyond = "min" if below else "neither"
+    least = bounds[0] - 0.03 * (bounds[1] - bounds[0])
+    beyond = "min" if any(bool((table < least).any()) for table in tables) else "neither"
     shared = len(set(colours)) == 1
     mesh: Any = None
     for i, (axis, table, title, colour) in enumerate(zip(axes, tables, titles, colours, strict=True)):
-        mesh = axis.pcolormesh(table.numpy(), cmap=colour, vmin=bounds[0], vmax=bounds[1])
+        # What is below the scale has a colour of its own, also in the arrow at its end; next to nothing has not.
+        shades = extra("matplotlib", "plot").colormaps[colour].with_extremes(under=BELOW)
+        values = table.where(table < least, table.clamp(min=bounds[0]))
+        mesh = axis.pcolormesh(values.numpy(), cmap=shades, vmin=bounds[0], vmax=bounds[1])
         axis.invert_yaxis()
         _label_columns(axis, columns)
         if made is None or i % across == 0:

@@ -231,8 +231,8 @@ class CausalTrace:
     def plot(self, ax: Any = None, *, kind: Kind | None = None) -> Any:
         """Heatmaps like the paper's figure 1: tokens as rows, ``*`` on the subject, layers as columns, one scale.
 
-        As in the paper, the scale begins at the corrupted value: what restoring lowers further has the palest colour,
-        and the scale an arrow. The picture in a notebook shows it. Where the noise brought nothing down, the scale is
+        As in the paper, the scale begins at the corrupted value: what restoring lowers further is grey, and the
+        scale has an arrow. The picture in a notebook shows it. Where the noise brought nothing down, the scale is
         that picture's, of the indirect effect both ways.
 
         Args:
