@@ -3,13 +3,14 @@
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintParamViolation
-from jaxtyping import Float, TypeCheckError
+from jaxtyping import Float, TypeCheckError, config
 from shape_checks import checked
 from torch import Tensor
 
 from tl_edit import corrupt_subject
 
 
+@pytest.mark.skipif(config.jaxtyping_disable, reason="shapes are not checked in this run")
 def test_a_function_within_another_is_checked_each_time():
     for _ in range(3):
         hook = corrupt_subject((0, 1))
