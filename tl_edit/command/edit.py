@@ -24,6 +24,7 @@ from tl_edit.command.parsing import path
 from tl_edit.command.report import (
     ERRORS,
     Report,
+    as_page,
     legend,
     methods_table,
     metric_keys,
@@ -141,7 +142,7 @@ def run(given: argparse.Namespace) -> Report:
         Text(""),
         _numbers(edit, seconds),
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
-        *([Text(f"\nAs a page: {given.html}")] if given.html is not None else []),
+        *as_page(given),
         *([Text(f"\n{_not_taken(took, len(records))}", style="bold red")] if took < LEAST else []),
     ]
     return Report(plain=plain, shown=shown, code=0 if took >= LEAST else 1)

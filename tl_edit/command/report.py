@@ -1,5 +1,6 @@
 """What a command found: tables for a person, or one JSON object for a program."""
 
+import argparse
 import json
 import math
 import os
@@ -140,3 +141,8 @@ def number(key: str, value: float) -> str:
     """A metric's value as tables show it."""
     measure = MEASURES[key]
     return "–" if math.isnan(value) else decimals(measure.scale * value, 1 if measure.scale > 1 else 3)
+
+
+def as_page(options: argparse.Namespace) -> list[Text]:
+    """Where the page is, if one was asked for."""
+    return [] if options.html is None else [Text(f"\nAs a page: {options.html}")]

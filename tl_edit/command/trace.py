@@ -21,7 +21,7 @@ from tl_edit.command import inputs, options
 from tl_edit.command.bundled import select
 from tl_edit.command.models import is_bundled
 from tl_edit.command.parsing import path
-from tl_edit.command.report import Report, decimals, model_plain, plain_table
+from tl_edit.command.report import Report, as_page, decimals, model_plain, plain_table
 from tl_edit.counted import counted
 from tl_edit.factworld import facts
 from tl_edit.story.page import BY_LAYER, RESTORING
@@ -161,14 +161,9 @@ def _one(given: argparse.Namespace) -> Report:
         Text(f"\nIndirect effect at the subject's last token, {last!r} (MLP and attention: window {trace.window}):"),
         table,
         *([Text(f"\nKept in {given.out}.")] if given.out is not None else []),
-        *_page(given),
+        *as_page(given),
     ]
     return Report(plain=plain, shown=shown)
-
-
-def _page(given: argparse.Namespace) -> list[Text]:
-    """Where it is."""
-    return [] if given.html is None else [Text(f"\nAs a page: {given.html}")]
 
 
 def _how(given: argparse.Namespace) -> dict[str, object]:
@@ -243,7 +238,7 @@ def _many(given: argparse.Namespace) -> Report:
         roles_table(average),
         Text(f"\nIndirect effect at the {LAST}, with 95 % intervals over facts:"),
         _by_layer(average),
-        *_page(given),
+        *as_page(given),
     ]
     return Report(plain=plain, shown=shown)
 

@@ -174,13 +174,12 @@ class CausalTrace:
     def _cut_off(self) -> str:
         return "" if self.severed is None else f", {KIND_NAMES[self.severed]}s severed"
 
-    @property
-    def _clean(self) -> float:
-        return _without_rounding(self.clean, self.measure)
-
-    @property
-    def _corrupted(self) -> float:
-        return _without_rounding(self.corrupted, self.measure)
+    def _told(self, form: str) -> str:
+        """What was measured without and with the noise; not -0.000, as of a divergence of nearly nothing."""
+        clean, corrupted = (
+            value if self.measure == "prob" or abs(value) > 1e-5 else 0.0 for value in (self.clean, self.corrupted)
+        )
+        return f"clean {clean:{form}}, corrupted {corrupted:{form}}"
 
     def measured(self) -> str:
         """What was measured, in words."""
@@ -216,7 +215,7 @@ class CausalTrace:
     def _repr_html_(self) -> str:
         """Heatmaps of the indirect effect, with inline styles only, so that they survive untrusted notebooks."""
         heading = (
-            f"{self.measured()}: clean {self._clean:.3f}, corrupted {self._corrupted:.3f} "
+            f"{self.measured()}: {self._told('.3f')} "
             f"({self.corruption}, {counted(self.n_samples, 'sample')}){self._remark()}"
         )
         return show.heatmaps_html(
@@ -247,15 +246,11 @@ class CausalTrace:
             ValueError: If the trace does not have the kind, or the number of axes is another.
         """
         chosen = self.kinds if kind is None else (kind,)
-        for each in chosen:
-            self.of(each)  # refuses what there is none of
-        effects = [self._effects()[self.kinds.index(each)].T for each in chosen]
-        both_ways = self._is_nothing or self.part_lost < -0.05
+        nothing = self._is_nothing
+        effects = [torch.zeros_like(effect) if nothing else effect for effect in (self.of(each).T for each in chosen)]
+        both_ways = nothing or self.part_lost < -0.05
         what = "" if self.measure == "prob" else f"{self.measure} "
-        heading = (
-            f"{self.prompt} → {self.answer.strip()}: {what}clean {self._clean:.3g}, corrupted "
-            f"{self._corrupted:.3g}{self._cut_off()}"
-        )
+        heading = f"{self.prompt} → {self.answer.strip()}: {what}{self._told('.3g')}{self._cut_off()}"
         return show.plot_heatmaps(
             [effect if both_ways else effect + self.corrupted for effect in effects],
             ax,
@@ -288,14 +283,9 @@ class CausalTrace:
             for each, noun in ((self.kinds, "kind"), (self.layers, "layer"), (self.positions, "position"))
         )
         return (
-            f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}clean {self._clean:.3f}, corrupted "
-            f"{self._corrupted:.3f}{self._cut_off()}, {' x '.join(sizes)}, window {self.window}, {self.engine})"
+            f"CausalTrace({self.prompt!r} → {self.answer!r}: {value}{self._told('.3f')}"
+            f"{self._cut_off()}, {' x '.join(sizes)}, window {self.window}, {self.engine})"
         )
-
-
-def _without_rounding(value: float, measure: Measure) -> float:
-    """Not -0.000, which a divergence or a log-probability of nearly nothing may be."""
-    return value if measure == "prob" or abs(value) > 1e-5 else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
