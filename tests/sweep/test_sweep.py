@@ -21,6 +21,7 @@ from tl_edit import (
     Evaluation,
     Generation,
     MEMITConfig,
+    ROMEConfig,
     SecondMoments,
     Sweep,
     applied_edits,
@@ -344,6 +345,14 @@ def test_what_editors_warn_of_edit_by_edit_is_said_once_for_each_method(model):
     assert sum("no value was found" in each for each in words) == 2
     assert any("Further edits of 'b' are not warned of" in each for each in words)
     assert sum("something else about" in each for each in words) == 2 * len(RECORDS)
+
+
+def test_the_words_of_the_editors_themselves_are_known(model):
+    config = ROMEConfig(layer=0, n_prefixes=0, v_num_grad_steps=1)
+    rome = partial(rome_edit, moments=SecondMoments.identity(model, [0]), config=config, prepend_bos=True, apply=False)
+    with pytest.warns(UserWarning, match="no value was found") as said:
+        sweep(model, RECORDS, {"ROME": rome}, **SETTINGS)
+    assert sum("no value was found" in str(warning.message) for warning in said) == 1
 
 
 def test_neighborhoods_that_nobody_has_are_not_measured(model):
